@@ -1,0 +1,161 @@
+"""`python -m cod_train.tiny`: clone, evaluate and export the tiny policies."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as Bar
+
+from cod_agent.errors import MissingExtra, UnknownName, UsageError
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__, pretty_exceptions_enable=False)
+console = Console(stderr=True)
+
+Folder = Annotated[Path, typer.Argument(metavar="DIR", help="A Hugging Face directory, as `clone` writes it.")]
+
+# Large blocks stay with the process: glibc would hand each activation back to the system and fault it in again.
+_MALLOC = {
+    "MALLOC_MMAP_THRESHOLD_": "2000000000",
+    "MALLOC_TRIM_THRESHOLD_": "4000000000",
+    "MALLOC_TOP_PAD_": "268435456",
+}
+
+
+@app.command("clone")
+def clone_command(
+    out: Annotated[Path, typer.Option(help="Folder of the policy; its checkpoint lies here too.")],
+    policy: Annotated[str, typer.Option(help="embedded, embedded-base or naive-base.")] = "embedded",
+    seed: Annotated[int, typer.Option(help="Of the first weights and of the lives.")] = 0,
+    start: Annotated[Path | None, typer.Option(help="Start from this policy instead of the shipped one.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Instead of the recipe's.")] = None,
+    packs: Annotated[int, typer.Option(help="Packs of the measurement on the card; 0 skips it.")] = 512,
+    threads: Annotated[int, typer.Option(help="Of torch; more than one seldom helps a model this small.")] = 1,
+) -> None:
+    """Make a policy: train (or go on), export, measure, write the card.
+
+    Example: python -m cod_train.tiny clone --policy embedded --out embedded --seed 0
+    """
+    from dataclasses import replace
+
+    from cod_agent.policies import folder_of
+    from cod_train.tiny import card, clone, export, tokenizer
+
+    if policy not in clone.RECIPES:
+        raise UnknownName.among("policy", policy, list(clone.RECIPES))
+    recipe = clone.RECIPES[policy]
+    recipe = replace(recipe, steps=steps) if steps else recipe
+    _use_threads(threads)
+    out.mkdir(parents=True, exist_ok=True)
+    words = tokenizer.build_tokenizer()
+    model = _load(start or folder_of(recipe.start))[0] if recipe.start else None
+    with _bar("loss", recipe.steps) as bar:
+        model, progress = clone.clone(
+            recipe,
+            words,
+            out / "checkpoint.pt",
+            seed=seed,
+            model=model,
+            report=lambda p: bar.update(
+                bar.task_ids[0], completed=p.step, note=f"loss {p.loss:.3f}, {p.tokens / p.seconds:,.0f} tokens/s"
+            ),
+        )
+    export.save_policy(model, words, out)
+    # What ships is measured: the weights as they lie in the folder, rounded to fp16.
+    measured = [_measure(out, preset, packs, 0) for preset in ("small", "tiny")] if packs else []
+    parameters = sum(weight.numel() for weight in model.parameters())
+    text = card.card(policy, recipe, progress, seed=seed, parameters=parameters, measured=measured)
+    (out / "CARD.md").write_text(text)
+    console.print(f"{policy} lies in {out}; its card is {out / 'CARD.md'}")
+
+
+@app.command()
+def evaluate(
+    folder: Folder,
+    preset: Annotated[str, typer.Option(help="Of frozen-lake.")] = "small",
+    packs: Annotated[int, typer.Option(help="Packs of four; the control takes twice as many.")] = 512,
+    seed: Annotated[int, typer.Option(help="Of the packs and of sampling.")] = 0,
+) -> None:
+    """Measure reward by position on the eval split, with notes and without.
+
+    Example: python -m cod_train.tiny evaluate embedded --packs 512 --seed 0
+    """
+    from rich.table import Table
+
+    _use_threads(1)
+    result = _measure(folder, preset, packs, seed)
+    table = Table("", *(f"pos {p.position}" for p in result.notes), title=f"{folder} on frozen-lake:{preset}")
+    for name, row in (("with notes", result.notes), ("no-context", result.control)):
+        table.add_row(f"{name}, {row[0].n} packs", *(f"{p.mean:.3f} ({p.low:.3f}, {p.high:.3f})" for p in row))
+    Console().print(table)
+
+
+@app.command()
+def export(folder: Folder) -> None:
+    """Write `model.gguf` from the Hugging Face directory DIR, for llama.cpp.
+
+    Example: python -m cod_train.tiny export embedded
+    """
+    from cod_train.tiny.export import write_gguf
+
+    write_gguf(folder, folder / "model.gguf")
+    console.print(f"wrote {folder / 'model.gguf'}")
+
+
+def _use_threads(count: int) -> None:
+    import torch
+
+    torch.set_num_threads(count)
+
+
+def _load(folder: Path) -> tuple[Any, Any]:
+    """Model in float32 and tokenizer of a Hugging Face directory."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    if not (folder / "config.json").is_file():
+        raise UsageError(f"{folder} holds no policy: give a folder that `python -m cod_train.tiny clone` wrote")
+    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, local_files_only=True), tokenizer
+
+
+def _measure(folder: Path, preset: str, packs: int, seed: int) -> Any:
+    from cod_train.tiny.card import Measured
+    from cod_train.tiny.evaluate import by_position, rewards
+
+    model, tokenizer = _load(folder)
+    with console.status(f"measuring {folder} on frozen-lake:{preset}"):
+        notes = by_position(rewards(model, tokenizer, preset=preset, packs=packs, seed=seed))
+        control = by_position(rewards(model, tokenizer, preset=preset, packs=2 * packs, seed=seed, remember=False))
+    return Measured(preset, seed, notes, control)
+
+
+def _bar(note: str, total: int) -> Bar:
+    columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.fields[note]}"))
+    bar = Bar(*columns, console=console)
+    bar.add_task("", total=total, note=note)
+    return bar
+
+
+def main() -> None:
+    """Run, with errors of use as one sentence."""
+    if sys.platform == "linux" and not _MALLOC.keys() & os.environ.keys():
+        # glibc reads these when a process starts
+        os.execve(sys.executable, [sys.executable, "-m", "cod_train.tiny", *sys.argv[1:]], {**os.environ, **_MALLOC})
+    try:
+        app()
+    except UsageError as error:
+        console.print(f"[red]{error}[/red]", highlight=False)
+        sys.exit(2)
+    except ImportError as error:
+        console.print(f"[red]{MissingExtra(f'making policies ({error.name})', 'policy')}[/red]", highlight=False)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

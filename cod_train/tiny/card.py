@@ -1,0 +1,77 @@
+"""The card of a policy: how it was made and what it measures, written by the program that made and measured it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from cod_train.tiny.clone import Progress, Recipe
+from cod_train.tiny.evaluate import Position
+
+_ABOUT = {
+    "embedded": """Cloned from the scripted player `perfect`, which explores cleanly and takes notes. It is what `cod demo` runs: a real
+language model, small enough for any machine, that uses what it wrote down after the tasks before.""",
+    "embedded-base": """`embedded`, made weak on purpose: a short second stage imitates a player that often answers at random and loses or
+garbles lines of its notes. It is a start for reinforcement learning. **It has once known how to do better**, and what training
+recovers from it must be told apart from what training discovers: say how this base was made beside every figure.""",
+    "naive-base": """Cloned from the scripted player `memoryless`, which explores cleanly within a task but never reads or writes a note: in its
+training every note is `null`. It is kept for comparison, as the start that never knew what notes are for.""",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """Reward by position on one preset, with notes and in the control without."""
+
+    preset: str
+    seed: int
+    notes: list[Position]
+    control: list[Position]
+
+
+def card(policy: str, recipe: Recipe, progress: Progress, *, seed: int, parameters: int, measured: list[Measured]) -> str:
+    """The text of `CARD.md`."""
+    teacher = recipe.teacher
+    facts = {
+        "parameters": f"{parameters:,} (Llama: width 64, 4 layers, 2 heads of 32, MLP 192, tied embeddings, 1,024 positions)",
+        "made by": f"`python -m cod_train.tiny clone --policy {policy} --out DIR --seed {seed}`",
+        "started from": f"`{recipe.start}`" if recipe.start else f"random weights, seed {seed}",
+        "steps": f"{progress.step:,} of {recipe.packs} lives of 4 tasks, "
+        "frozen-lake:small (3 of 4) and :tiny, train split",
+        "tokens": f"{progress.tokens / 1e6:.1f} million, padding included",
+        "time": f"{progress.seconds / 60:.0f} minutes on one thread of a shared 2-core CPU",
+        "optimiser": f"AdamW, peak rate {recipe.rate:g}, cosine, clip 1; "
+        f"random pairs to look up in the first {recipe.induction} steps",
+        "teacher": f"off path {teacher.off_path:g}, head start {teacher.head_start:g}, noise {teacher.noise:g}, "
+        f"forget {teacher.forget:g}, garble {teacher.garble:g}, weight of observations {teacher.world_weight:g}",
+    }
+    lines = [f"# {policy}", "", _ABOUT.get(policy, ""), "", "| | |", "| --- | --- |"]
+    lines += [f"| {key} | {value} |" for key, value in facts.items()]
+    lines += ["", "## Reward by position", ""]
+    lines += ["Packs of the eval split, whose maps never occur in training, not even turned or mirrored; temperature 1; mean"]
+    lines += ["success with 95 % Wilson intervals, which cover the luck of the evaluation only, not that of the training.", ""]
+    for result in measured:
+        lines += [f"`frozen-lake:{result.preset}`, seed {result.seed}:", "", *_table(result), ""]
+    lines += [f"Measured by `python -m cod_train.tiny evaluate DIR --seed {measured[0].seed}`.", ""] if measured else []
+    lines += ["## What it is not", "", _NOT, ""]
+    return "\n".join(lines)
+
+
+_NOT = """It speaks the compact form of FrozenLake-Obscure on 3x3 and 4x4 maps and nothing else: no English, no other world, no
+larger maps. It shows that the machinery works with a real model; it says nothing about how large models behave."""
+
+
+def _table(result: Measured) -> list[str]:
+    heads = [f"pos {p.position}" for p in result.notes]
+    rows = {
+        f"with notes, {result.notes[0].n:,} packs": result.notes,
+        f"`no-context`, {result.control[0].n:,} packs": result.control,
+    }
+    return [
+        f"| | {' | '.join(heads)} | mean |",
+        f"|{' --- |' * (len(heads) + 2)}",
+        *(
+            f"| {name} | {' | '.join(f'{p.mean:.3f} ({p.low:.3f} to {p.high:.3f})' for p in row)} "
+            f"| {sum(p.mean for p in row) / len(row):.3f} |"
+            for name, row in rows.items()
+        ),
+    ]

@@ -1,0 +1,188 @@
+"""What a policy is cloned from: lives of scripted players, as token sequences with weighted targets.
+
+Every prompt is made by `cod_agent.context.COMPACT` and answered in a real `FrozenLake` session of the train split, so the
+policy learns on the bytes the runtime will show it. Three things differ from plain imitation:
+
+- Targets are the player's whole choice, not its draw: where it would choose evenly among moves, so does the target.
+- Some turns are *off path*: a random answer without a target, so that the policy also sees where mistakes lead.
+- A life may begin with part of the truth as its note, so that every state of the note is practised.
+
+Observations after an answer are targets too, with a smaller weight: who can predict the next map has understood this one.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from random import Random
+
+from transformers import PreTrainedTokenizerFast
+
+from cod_agent.context import COMPACT, Message, Trajectory, Turn, message, parse_update
+from cod_agent.environments.frozen_lake import MOVES, FrozenLake
+from cod_agent.environments.frozen_lake.maps import below, draw_mapping, randomness
+from cod_agent.environments.frozen_lake.players import known, noted, options, write_note
+from cod_agent.tasks import Pack, Task
+from cod_train.tiny.tokenizer import ASSISTANT, END, USER
+
+_NOTE_LIMIT = 4000
+
+
+@dataclass(frozen=True, slots=True)
+class Teacher:
+    """Who is imitated."""
+
+    remember: bool = True
+    """Whether it reads and writes notes; otherwise every note is `null`."""
+    off_path: float = 0.1
+    """Probability that a turn is answered at random, without a target."""
+    head_start: float = 0.4
+    """Probability that a life begins with a random part of the truth as its note (only who remembers)."""
+    noise: float = 0.0
+    """Probability that an answer is random *and imitated*: how a policy is made weak on purpose."""
+    forget: float = 0.0
+    """Probability, for each line of a new note, that it is left out; imitated too."""
+    garble: float = 0.0
+    """Probability, for each line left, that it says a wrong direction; imitated too."""
+    world_weight: float = 0.3
+    """Weight of a token of an observation as target; tokens of answers weigh 1."""
+
+
+@dataclass(slots=True)
+class Sample:
+    """One episode as tokens."""
+
+    ids: list[int]
+    targets: list[tuple[int, int, float]]
+    """(i, token, weight): what the model should say after reading ids[: i + 1]."""
+
+
+class Scribe:
+    """Writes lives down as samples."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerFast, teacher: Teacher) -> None:
+        self.teacher = teacher
+        backend = tokenizer.backend_tokenizer
+        self._encode = lru_cache(1 << 16)(lambda text: tuple(backend.encode(text, add_special_tokens=False).ids))
+        self._user, self._assistant, self._end = (backend.token_to_id(special) for special in (USER, ASSISTANT, END))
+
+    def life(self, pack: Pack, dice: Random) -> Iterator[Sample]:
+        """The episodes of one life through `pack`: solve, update, solve, ..., solve."""
+        note = self._first_note(pack, dice)
+        for position, task in enumerate(pack):
+            sample, trajectory, feedback = self._solve(pack, task, note, dice)
+            yield sample
+            if position < len(pack) - 1:
+                prompt = COMPACT.update(task, note, trajectory, feedback)
+                answer = self._new_note(prompt[0].content, dice)
+                note = parse_update(answer, _NOTE_LIMIT)
+                sample = Sample([], [])
+                self._hear(sample, prompt[0].content, 0.0)
+                self._say(sample, [Counter({token: 1.0}) for token in self._encode(answer)], self._encode(answer))
+                yield sample
+
+    def _solve(self, pack: Pack, task: Task, note: str, dice: Random):
+        session, sample, turns = pack.environment.start(task), Sample([], []), []
+        first = observation = session.reset()
+        messages: list[Message] = COMPACT.solve(task, note, first)
+        self._hear(sample, messages[0].content, 0.0)
+        while True:
+            pair, targets = self._answer(messages, dice)
+            answer = f"{pair[0]}? Direction {pair[1]}"
+            self._say(sample, targets, self._encode(answer))
+            observation = session.step(answer)
+            turns.append(Turn(answer, observation))
+            if observation.done:
+                return sample, Trajectory(first, tuple(turns)), observation.feedback
+            self._hear(sample, observation.text, self.teacher.world_weight)
+            messages += [message("assistant", ("model", answer)), message("user", ("environment", observation.text))]
+
+    def _answer(self, messages: list[Message], dice: Random) -> tuple[tuple[str, int], list[Counter[int]]]:
+        """A (wanted move, direction) pair, and the targets of its two tokens."""
+        teacher, drawn = self.teacher, dice.random()
+        if drawn < teacher.noise + teacher.off_path:
+            pair = (list(MOVES)[below(dice, 4)], 1 + below(dice, 4))
+            said = self._encode(f"{pair[0]}? Direction {pair[1]}")
+            imitated = drawn < teacher.noise
+            return pair, [Counter({token: 1.0} if imitated else {}) for token in said]
+        choices = options(messages, remember=teacher.remember)
+        pair = choices[below(dice, len(choices))]
+        wants = Counter(self._encode(f"{move}?")[0] for move, _ in choices)
+        presses = Counter(self._encode(f" Direction {n}")[0] for move, n in choices if move == pair[0])
+        return pair, [_even(wants), _even(presses)]
+
+    def _new_note(self, prompt: str, dice: Random) -> str:
+        if not self.teacher.remember:
+            return write_note({})
+        facts = {move: n for move, n in noted(prompt).items() if dice.random() >= self.teacher.forget}
+        return write_note({m: 1 + below(dice, 4) if dice.random() < self.teacher.garble else n for m, n in facts.items()})
+
+    def _first_note(self, pack: Pack, dice: Random) -> str:
+        if not self.teacher.remember or dice.random() >= self.teacher.head_start:
+            return ""
+        truth = known([tuple(hidden_mapping(pack).values())])
+        odds = dice.random()
+        return parse_update(write_note({m: n for m, n in truth.items() if dice.random() < odds}), _NOTE_LIMIT)
+
+    def _hear(self, sample: Sample, text: str, weight: float) -> None:
+        tokens = self._encode(text)
+        sample.ids += [self._user, *tokens, self._assistant]
+        if weight:
+            before = len(sample.ids) - len(tokens) - 2
+            sample.targets += [(before + i, token, weight) for i, token in enumerate(tokens)]
+
+    def _say(self, sample: Sample, targets: list[Counter[int]], said: tuple[int, ...]) -> None:
+        before = len(sample.ids) - 1
+        for i, target in enumerate([*targets, Counter({self._end: 1.0})]):
+            sample.targets += [(before + i, token, weight) for token, weight in target.items()]
+        sample.ids += [*said, self._end]
+
+
+def hidden_mapping(pack: Pack) -> dict[int, str]:
+    """The secret of a pack, which only a teacher may see: direction -> move."""
+    data = pack.data
+    return draw_mapping(randomness("frozen-lake", data["preset"], data["split"], data["seed"], data["pack"], "directions"))
+
+
+def _even(counts: Counter[int]) -> Counter[int]:
+    total = sum(counts.values())
+    return Counter({token: count / total for token, count in counts.items()})
+
+
+def lives(scribe: Scribe, seed: int, step: int, packs: int) -> list[Sample]:
+    """The samples of one training step; a function of its arguments, so that training resumes exactly."""
+    dice = randomness("clone", seed, step)
+    worlds = [FrozenLake(preset, seed, split="train", form="compact") for preset in ("small", "small", "small", "tiny")]
+    return [
+        sample
+        for i in range(packs)
+        for sample in scribe.life(worlds[i % len(worlds)].pack(4, step * packs + i), dice)
+    ]
+
+
+def induction(tokenizer: PreTrainedTokenizerFast, dice: Random, count: int = 24) -> list[Sample]:
+    """Random pairs of tokens, then the same pairs in another order: each second token is to be recalled.
+
+    A few hundred of these teach looking things up before the task needs it; half of them look like notes.
+    """
+    facts = [tokenizer.convert_tokens_to_ids(f"{move}:") for move in MOVES]
+    codes = [tokenizer.convert_tokens_to_ids(f" Direction {n}") for n in (1, 2, 3, 4)]
+    length = 3 + below(dice, 8)
+    out = []
+    for _ in range(count):
+        like_notes = length <= 4 and dice.random() < 0.5
+        keys = _sample(dice, facts if like_notes else range(4, len(tokenizer)), length)
+        values = _sample(dice, codes if like_notes else range(4, len(tokenizer)), length)
+        pairs = list(zip(keys, values, strict=True))
+        again = _sample(dice, pairs, length)
+        ids = [token for pair in (*pairs, *again) for token in pair]
+        targets = [(i, ids[i + 1], 1.0) for i in range(2 * length, 4 * length, 2)]
+        out.append(Sample(ids, targets))
+    return out
+
+
+def _sample(dice: Random, items, n: int) -> list:
+    pool = list(items)
+    return [pool.pop(below(dice, len(pool))) for _ in range(n)]
