@@ -1,0 +1,133 @@
+"""Any GGUF file as a model, in this process: llama.cpp through xllamacpp. Exact, or it says why not.
+
+The prompt is made of token ids once (the file's own chat template, the engine's own tokeniser) and sent as ids. What comes back
+is the id and the natural log-probability of every sampled token, the one that ends the turn included, from the model's own
+distribution: llama.cpp reports them before temperature and truncation. What it leaves out (tokens that end within a UTF-8
+character) shows as a difference to its own count, and the answer is then marked inexact.
+
+Files of 32-bit weights are computed with a 32-bit cache and plain attention, so that log-probabilities agree with a trainer's; others
+with llama.cpp's defaults. Calls wait in threads without holding the interpreter; those that wait together are decoded together.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from cod_agent.context import Message
+from cod_agent.environments.base import Form
+from cod_agent.errors import ModelError, ModelGarbled, ModelRefused
+from cod_agent.models.base import Completion, OnDelta, Sampling, Tokens
+from cod_agent.models.gguf import fingerprint, read_metadata
+
+
+class LlamaCppModel:
+    """A language model in a GGUF file.
+
+    Args:
+        path: the file.
+        name: as on the command line; `gguf:PATH` if not given.
+        form: how worlds should talk to it.
+        sampling: how answers are drawn. A seed makes an answer a function of its prompt.
+        parallel: how many answers are drawn at once, at most; fewer where their caches would take over a gigabyte.
+        threads: of the computation.
+        context_length: longest conversation in tokens; what the model was trained for, at most 8,192, if not given.
+
+    Raises:
+        MissingExtra: xllamacpp is not installed.
+        UsageError: no such file, or not one llama.cpp can load.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        *,
+        name: str | None = None,
+        form: Form = "natural",
+        sampling: Sampling = Sampling(),  # noqa: B008 (frozen)
+        parallel: int = 32,
+        threads: int = 1,
+        context_length: int | None = None,
+    ) -> None:
+        from cod_agent.models.llama_engine import Engine
+
+        self.name, self.form, self.sampling = name or f"gguf:{path}", form, sampling
+        path = Path(path)
+        self._engine: Engine | None = Engine(path, read_metadata(path), parallel, threads, context_length)
+        self.weights = fingerprint(path)
+        self.context_length = self._engine.context_length
+        self._pool = ThreadPoolExecutor(self._engine.parallel, thread_name_prefix="llama")
+        self._request = _request(sampling)
+
+    async def complete(self, messages: Sequence[Message], *, on_delta: OnDelta | None = None) -> Completion:
+        """One answer to `messages`.
+
+        Raises:
+            ModelRefused: the conversation does not fit the context window, or the chat template does not take it.
+            ModelGarbled: the engine's answer is of an unknown shape.
+            ModelError: the model is closed, or the engine failed.
+        """
+        from cod_agent.journal import record_completion
+
+        async def answer(messages: Sequence[Message]) -> Completion:
+            loop = asyncio.get_running_loop()
+            tell = None if on_delta is None else lambda text: loop.call_soon_threadsafe(on_delta, text)
+            return await loop.run_in_executor(self._pool, self._answer, messages, tell)
+
+        if self._engine is None:
+            raise ModelError(f"{self.name} is closed")
+        return await record_completion(self.name, messages, self.sampling.wire(), answer)
+
+    def close(self) -> None:
+        """Waits for answers under way, then frees the memory. The model cannot be used afterwards."""
+        self._pool.shutdown(wait=True)
+        if self._engine is not None:
+            self._engine.close()
+        self._engine = None
+
+    def _answer(self, messages: Sequence[Message], tell: OnDelta | None) -> Completion:
+        engine = self._engine
+        if engine is None:
+            raise ModelError(f"{self.name} is closed")
+        prompt = engine.tokenize(engine.template.render(messages))
+        limit = self.context_length
+        if len(prompt) >= limit:
+            raise ModelRefused(
+                f"the conversation is {len(prompt)} tokens long, and {self.name} takes {limit} with the answer: "
+                "shorten the context or the task, or raise context_length if the model allows"
+            )
+        text, finish, scored, usage = engine.complete(prompt, self._request, tell)
+        tokens, inexact = _exact(prompt, scored, usage)
+        return Completion(text, finish, tokens, inexact, self.weights, usage)
+
+
+def _request(sampling: Sampling) -> dict[str, Any]:
+    """Everything that shapes the distribution, said aloud: llama.cpp's own defaults truncate."""
+    stages = ["temperature"] if sampling.top_p >= 1 else ["temperature", "top_p"]
+    out: dict[str, Any] = {"temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": 0, "min_p": 0.0}
+    out |= {"samplers": stages, "repeat_penalty": 1.0, "presence_penalty": 0.0, "frequency_penalty": 0.0}
+    out |= {"logprobs": 1, "cache_prompt": True}
+    out["max_tokens"] = -1 if sampling.max_tokens is None else sampling.max_tokens
+    if sampling.seed is not None:
+        out["seed"] = sampling.seed & 0xFFFFFFFF
+    return out
+
+
+def _exact(prompt: list[int], scored: list[dict[str, Any]], usage: tuple[int, int]) -> tuple[Tokens | None, str]:
+    """The tokens, or None and why they are not all there."""
+    if len(prompt) != usage[0]:
+        return None, f"the engine read {usage[0]} prompt tokens, {len(prompt)} were sent"
+    if len(scored) != usage[1]:
+        missing = usage[1] - len(scored)
+        return None, f"{missing} of {usage[1]} sampled tokens end within a UTF-8 character; llama.cpp does not report them"
+    try:
+        sampled, logprobs = [int(one["id"]) for one in scored], [float(one["logprob"]) for one in scored]
+    except (KeyError, TypeError, ValueError) as error:
+        raise ModelGarbled(f"llama.cpp gave log-probabilities of an unknown shape: {error!r}") from None
+    if not all(math.isfinite(value) and value > -1e30 for value in logprobs):
+        return None, "a sampled token has no finite log-probability"
+    return Tokens(prompt, sampled, logprobs), ""

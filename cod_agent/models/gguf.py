@@ -1,0 +1,103 @@
+"""The head of a GGUF file: what a model file says about itself, read without loading it.
+
+Only scalars and strings are kept; arrays (vocabularies, merges) are stepped over, so a file with a large vocabulary costs
+milliseconds. Source: the GGUF specification, versions 2 and 3 (little-endian).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import struct
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from cod_agent.errors import UsageError
+
+_SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
+_STRING, _ARRAY = 8, 9
+_ALL_F32 = 0
+
+
+class _Damaged(Exception):
+    pass
+
+
+def read_metadata(path: Path) -> dict[str, Any]:
+    """The scalar metadata of a GGUF file, by key.
+
+    Raises:
+        UsageError: no such file, not a GGUF file, or a damaged one.
+    """
+    try:
+        with path.open("rb") as file:
+            size = path.stat().st_size
+            if file.read(4) != b"GGUF":
+                raise UsageError(f"{path} is not a GGUF model file: it does not start with 'GGUF'")
+            return _head(file, size)
+    except FileNotFoundError:
+        raise UsageError(f"no model file {path}: give the path of a GGUF file") from None
+    except (_Damaged, UnicodeDecodeError):
+        raise UsageError(f"the GGUF file {path} is damaged or cut off: fetch or export it again") from None
+    except OSError as error:
+        raise UsageError(f"the model file {path} cannot be read: {error.strerror or error}") from None
+
+
+def all_f32(metadata: dict[str, Any]) -> bool:
+    """Whether every weight is a 32-bit float, so that the engine can compute as exactly as the trainer does."""
+    return metadata.get("general.file_type") == _ALL_F32
+
+
+def fingerprint(path: Path) -> str:
+    """The first 16 hexadecimal digits of the file's SHA-256."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
+
+
+def _head(file: BinaryIO, size: int) -> dict[str, Any]:
+    version, _tensors, entries = struct.unpack("<IQQ", _take(file, 20, size))
+    if version not in (2, 3):
+        raise UsageError(f"GGUF version {version} of {file.name} is not supported: convert it to version 3")
+    out: dict[str, Any] = {}
+    for _ in range(entries):
+        key = _string(file, size)
+        value = _value(file, _number(file, "I", size), size)
+        if value is not None:
+            out[key] = value
+    return out
+
+
+def _take(file: BinaryIO, count: int, size: int) -> bytes:
+    # A damaged length must not make us ask for terabytes.
+    taken = file.read(count) if count <= size else b""
+    if len(taken) != count:
+        raise _Damaged
+    return taken
+
+
+def _number(file: BinaryIO, code: str, size: int) -> Any:
+    return struct.unpack(f"<{code}", _take(file, struct.calcsize(f"<{code}"), size))[0]
+
+
+def _string(file: BinaryIO, size: int) -> str:
+    return _take(file, _number(file, "Q", size), size).decode("utf-8")
+
+
+def _value(file: BinaryIO, kind: int, size: int) -> Any:
+    """The value, or None for an array, which is stepped over."""
+    if kind in _SCALARS:
+        return _number(file, _SCALARS[kind], size)
+    if kind == _STRING:
+        return _string(file, size)
+    if kind != _ARRAY:
+        raise _Damaged
+    inner, count = struct.unpack("<IQ", _take(file, 12, size))
+    if count > size:
+        raise _Damaged
+    if inner in _SCALARS:
+        _take(file, count * struct.calcsize(f"<{_SCALARS[inner]}"), size)
+    elif inner == _STRING:
+        for _ in range(count):
+            _take(file, _number(file, "Q", size), size)
+    else:
+        raise _Damaged
+    return None
