@@ -61,10 +61,12 @@ def message(role: Role, *parts: tuple[Origin, str]) -> Message:
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """One step of a solve episode as the update reads it: what the solver answered, what came back."""
+    """One step of a solve episode as the update reads it: what the solver did, what came back."""
 
     answer: str
     observation: Observation
+    origin: Origin = "environment"
+    """Where the observation came from: the environment, or a tool."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,9 +142,9 @@ class Natural:
         if trajectory.first is not None:
             parts.append(("environment", f"Start: {defuse(trajectory.first.text)}\n"))
         for number, turn in enumerate(trajectory.turns, 1):
-            parts.append(("model", f"{number}. Answer: {defuse(turn.answer)}\n"))
+            parts.append(("model", f"{number}. {defuse(turn.answer)}\n"))
             if turn.observation.text:
-                parts.append(("environment", f"   Result: {defuse(turn.observation.summary or turn.observation.text)}\n"))
+                parts.append((turn.origin, f"   Result: {defuse(turn.observation.summary or turn.observation.text)}\n"))
         reward = "not given" if feedback.reward is None else f"{feedback.reward:.3f}"
         parts.append(("framework", f"</trajectory>\n\nReward: {reward}\n<feedback>\n"))
         parts.append(("environment", defuse(feedback.text) or "(none)"))

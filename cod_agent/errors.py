@@ -13,6 +13,7 @@
     │   ├── RunLeased                    another process lives this run
     │   └── VerificationFailed           a hash, a chain or a rebuilt request does not agree
     ├── ReplayDiverged                   on resuming, the program did something else than what is recorded
+    ├── ToolFailed                       a tool raised: the same on replay as it was live
     ├── ToolInDoubt                      a tool was running when the process died, and may not simply be run again
     └── ModelError                       a model did not answer; the task stays open, resuming goes on there
         ├── ModelUnreachable             no connection
@@ -93,6 +94,10 @@ class VerificationFailed(StoreError):
 
 class ReplayDiverged(CodError):
     """On resuming, the program did something else than what is recorded."""
+
+
+class ToolFailed(CodError):
+    """A tool raised; the message has the exception's name and words. The same on replay as it was live."""
 
 
 class ToolInDoubt(CodError):

@@ -66,7 +66,8 @@ class Pack(Sequence[Task]):
 class Feedback(BaseModel):
     """What the environment or the application says about a solved task."""
 
-    model_config = ConfigDict(frozen=True)
+    # NaN must survive being stored: "lost" is not "not known yet".
+    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="constants")
 
     reward: float | None = None
     """How good the answer was, usually in [0, 1]."""

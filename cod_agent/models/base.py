@@ -7,10 +7,11 @@ tokens itself hands request and answer to the journal (`cod_agent.journal`). Eit
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from cod_agent.completions import Completion, OnDelta, Tokens
 from cod_agent.context import Message
 from cod_agent.environments.base import Form
 
@@ -36,36 +37,6 @@ class Sampling:
         return self.temperature == 1.0 and self.top_p == 1.0
 
 
-@dataclass(frozen=True, slots=True)
-class Tokens:
-    """The exact tokens of a call, as the server sampled them; never made by re-tokenising text."""
-
-    prompt: Sequence[int]
-    sampled: Sequence[int]
-    logprobs: Sequence[float]
-    """One per sampled token, natural logarithm, of the model's own distribution (temperature 1, untruncated)."""
-
-
-@dataclass(frozen=True, slots=True)
-class Completion:
-    """One answer."""
-
-    text: str
-    finish_reason: str = "stop"
-    """stop, length (cut by max_tokens), or what else the server says."""
-    tokens: Tokens | None = None
-    """None where the server did not give them all: the call is then recorded as inexact, with `inexact` as the reason."""
-    inexact: str = ""
-    weights: str = ""
-    """Which weights answered, as precisely as the server says."""
-    usage: tuple[int, int] | None = None
-    """(prompt tokens, sampled tokens) as the server counts them."""
-
-
-OnDelta = Callable[[str], None]
-"""Called with each piece of text of a streaming answer; provisional until `complete` returns."""
-
-
 class Model(Protocol):
     """Anything that answers messages."""
 
@@ -81,3 +52,6 @@ class Model(Protocol):
             ModelError: the kind of trouble, after the model's own retries.
         """
         ...
+
+
+__all__ = ["Completion", "Model", "OnDelta", "Sampling", "Tokens"]

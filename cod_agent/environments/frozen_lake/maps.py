@@ -1,12 +1,13 @@
 """Where the lakes come from: presets, seeds, and maps that are solvable and of one split only.
 
-A map is drawn, then kept if a breadth-first search finds a path of an allowed length *and* the map belongs to the wanted
-split. The split is a property of the map itself, a hash of its smallest image under rotation and reflection, so no map of
-an evaluation, not even turned or mirrored, ever occurs in training. Every draw comes from SHA-256 of what names it and uses
-`random.Random.random` only, which Python promises not to change: packs are the same on every machine and version.
+A map is drawn, then kept if a breadth-first search finds a path of an allowed length *and* the map belongs to the
+wanted split. The split is a property of the map itself, a hash of its smallest image under rotation and reflection,
+so no map of an evaluation, not even turned or mirrored, ever occurs in training. Every draw comes from SHA-256 of
+what names it and uses `random.Random.random` only, which Python promises not to change: packs are the same on every
+machine and version.
 
-Source: FrozenLake-Obscure of arXiv 2606.20002 (`paper`, `paper-hard`); depth-first solvability and process-salted seeds of
-the published code are mended here.
+Source: FrozenLake-Obscure of arXiv 2606.20002 (`paper`, `paper-hard`); depth-first solvability and process-salted
+seeds of the published code are mended here.
 """
 
 from __future__ import annotations
@@ -43,7 +44,8 @@ class Preset:
     steps: int
     """Steps after which the episode is over."""
     length_penalty: float = 0.0
-    """What a trainer may take off a success times steps used / steps allowed. Rewards reported here are plain success."""
+    """What a trainer may take off a success times steps used / steps allowed. Rewards reported here are plain
+    success."""
 
 
 PRESETS: dict[str, Preset] = {
@@ -75,7 +77,8 @@ class Lake:
     holes: frozenset[int]
 
     def cells(self, player: int | None = None) -> str:
-        """The map as one character a cell, rows joined: `@` player (default: at the start), `*` goal, `#` hole, `.` ice."""
+        """The map as one character a cell, rows joined: `@` player (default: at the start), `*` goal, `#` hole, `.`
+        ice."""
         at = self.start if player is None else player
         return "".join(
             "@" if i == at else "*" if i == self.goal else "#" if i in self.holes else "." for i in range(self.size**2)
@@ -83,7 +86,8 @@ class Lake:
 
 
 def randomness(*names: object) -> Random:
-    """A generator that depends on `names` alone, equal in every process and Python version. Draw with `.random()` only."""
+    """A generator that depends on `names` alone, equal in every process and Python version. Draw with `.random()`
+    only."""
     digest = hashlib.sha256("\x1f".join(map(str, names)).encode()).digest()
     return Random(int.from_bytes(digest, "big"))
 

@@ -1,15 +1,15 @@
 """Scripted players of the frozen lake: what can be had without remembering, and by remembering cleanly.
 
-A player is a pure function of the messages (and its dice), so it goes through the same prompts, journal and updates as a
-language model. It knows nothing but what the prompt shows: the note, what happened so far in this task, the map.
+A player is a pure function of the messages (and its dice), so it goes through the same prompts, journal and updates
+as a language model. It knows nothing but what the prompt shows: the note, what happened so far in this task, the map.
 
     memoryless   explores cleanly within a task, ignores the note and always writes `null`
     perfect      the same, and reads and writes the note: `Up: Direction 3`, one line a known direction
 
-Both keep the set of assignments (of 24) that fit what they know. A step tells which move a direction is; a bump tells that
-it is a move over an edge of that cell. Each turn they press the direction that is most likely to be a step on a shortest
-path, and say which; equal chances are drawn. That is a good player, not an upper bound: it never leaves a shortest path to
-explore more safely.
+Both keep the set of assignments (of 24) that fit what they know. A step tells which move a direction is; a bump tells
+that it is a move over an edge of that cell. Each turn they press the direction that is most likely to be a step on a
+shortest path, and say which; equal chances are drawn. That is a good player, not an upper bound: it never leaves a
+shortest path to explore more safely.
 """
 
 from __future__ import annotations
@@ -62,7 +62,9 @@ def facts_in(text: str) -> list[tuple[str, int]]:
 
 def known(assignments: Sequence[Assignment]) -> dict[str, int]:
     """What all `assignments` agree on: direction of each such move, in the fixed order of the moves."""
-    agreed = {seen.pop(): n for n, seen in enumerate((set(at) for at in zip(*assignments, strict=True)), 1) if len(seen) == 1}
+    agreed = {
+        seen.pop(): n for n, seen in enumerate((set(at) for at in zip(*assignments, strict=True)), 1) if len(seen) == 1
+    }
     return {move: agreed[move] for move in MOVES if move in agreed}
 
 

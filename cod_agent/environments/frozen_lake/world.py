@@ -1,9 +1,10 @@
 """FrozenLake-Obscure as an environment: four numbered directions, and which is which is hidden but shared by a pack.
 
-What an agent finds out in one task (by walking) helps in the next ones (by remembering), and nothing else does: maps are
-drawn anew for every task. The ice is not slippery. Success is worth 1, everything else 0.
+What an agent finds out in one task (by walking) helps in the next ones (by remembering), and nothing else does: maps
+are drawn anew for every task. The ice is not slippery. Success is worth 1, everything else 0.
 
-Two forms say the same thing. The natural one explains itself; the compact one, which the shipped tiny policies speak, is
+Two forms say the same thing. The natural one explains itself; the compact one, which the shipped tiny policies speak,
+is
 
     @.#*          the player, ice, a hole, the goal
     ....
@@ -105,7 +106,9 @@ class LakeSession:
             raise UsageError("this lake is behind you: the episode is over, start the task again to walk it once more")
         direction = parse_answer(answer, self._form)
         if direction is None:
-            return self._end("invalid", "invalid" if self._form == "compact" else "Nothing moved: the answer was malformed.")
+            return self._end(
+                "invalid", "invalid" if self._form == "compact" else "Nothing moved: the answer was malformed."
+            )
         before, self._step = self._at, self._step + 1
         move = self._mapping[direction]
         self._at = neighbours(self._lake.size)[before].get(move, before)
@@ -163,9 +166,7 @@ class FrozenLake:
     recovery: Recovery = "deterministic"
     players = players.PLAYERS
 
-    def __init__(
-        self, preset: str = "small", seed: int = 0, *, split: Split = "eval", form: Form = "natural"
-    ) -> None:
+    def __init__(self, preset: str = "small", seed: int = 0, *, split: Split = "eval", form: Form = "natural") -> None:
         self.preset: Preset = preset_called(preset)
         if split not in SPLITS:
             raise UnknownName.among("split", str(split), list(SPLITS))

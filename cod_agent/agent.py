@@ -1,0 +1,487 @@
+"""`CoDAgent`: lives in an environment, solves task after task, and rewrites its context after each.
+
+    solve -> feedback -> update -> commit, and again
+
+The agent itself holds no state that matters. Every step is a transaction in the run database (`cod_agent.memory.runs`), every
+call inside a step is in the journal (`cod_agent.journal`), and living a run means reading where it stands and doing what comes
+next. Starting over after kill -9 is therefore the same code as starting.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, TypeVar
+
+from cod_agent.completions import Completion
+from cod_agent.context import Message, Prompts, UpdateRefused, parse_update, prompts_for
+from cod_agent.environments.base import Environment, Tool, tools_of
+from cod_agent.errors import UsageError
+from cod_agent.events import (
+    Answered,
+    ContextKept,
+    ContextWritten,
+    Delta,
+    Event,
+    Judged,
+    Observed,
+    Solved,
+    TaskBegun,
+    TaskEnded,
+)
+from cod_agent.journal.boundary import Aborted, Boundary
+from cod_agent.journal.episode import Episode, Redact
+from cod_agent.memory import lease, read, runs
+from cod_agent.memory.database import Memory
+from cod_agent.models.base import Model
+from cod_agent.solvers.base import Solver
+from cod_agent.solvers.text import TextSolver
+from cod_agent.tasks import Feedback, Outcome, Pack, Task
+
+T = TypeVar("T")
+Emit = Callable[[Event], None]
+LIFE = "life"
+"""The run that tasks belong to when nothing else is said: an open-ended one."""
+NAN = float("nan")
+
+
+class CoDAgent:
+    """An agent with a name, a memory and a context that it rewrites after every task.
+
+    Args:
+        name: who it is, in the memory.
+        model: a name such as "openai:Qwen/Qwen3-8B" or "embedded" (see `cod_agent.models`), or any `Model`. May be left out if the
+            solver has its own and no update is wanted.
+        memory: the run database: a path, or a `Memory` shared with other agents of this process.
+        environment: what tasks that come without one act on.
+        solver: `async (task, context, tools) -> answer`; by default a text dialogue with the environment.
+        tools: functions the solver may call, beside those of the environment.
+        prompts: how the context is shown and a new one asked for; by default what fits the environment.
+        max_context: longest context, in characters; a longer one is refused.
+        updates: False gives every solve episode the empty context and writes none (the control "no-context").
+        redact: applied to every text before it is sent or stored.
+        on_doubt: decides "repeat" or "fail" for a tool declared `on_crash="ask"` that was running when the process died.
+
+    Raises:
+        StoreError: the memory cannot be opened.
+        UnknownName: no such model.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        model: str | Model | None = None,
+        memory: str | Path | Memory,
+        environment: Environment | None = None,
+        solver: Solver | None = None,
+        tools: Sequence[Tool] = (),
+        prompts: Prompts | None = None,
+        max_context: int = 4000,
+        updates: bool = True,
+        redact: Redact | None = None,
+        on_doubt: Callable[[str, Any], str] | None = None,
+    ) -> None:
+        self.name, self.environment, self.tools = name, environment, tuple(tools)
+        self.max_context, self.updates = max_context, updates
+        self._solver, self._prompts, self._redact, self._on_doubt = solver, prompts, redact, on_doubt
+        self._model = _resolve(model, environment) if isinstance(model, str) else model
+        self._owns_model = isinstance(model, str)
+        self._owns_memory = not isinstance(memory, Memory)
+        self.memory = memory if isinstance(memory, Memory) else Memory.open(memory)
+        self._runs: dict[str, runs.Run] = {}
+        self._locks: dict[str, asyncio.Lock] = {}
+        self._current = LIFE
+
+    # ---- living ----
+
+    async def run(
+        self, tasks: Pack | Iterable[Task] | AsyncIterable[Task], *, run: str | None = None, fork: tuple[str, int] | None = None
+    ) -> AsyncIterator[Outcome]:
+        """Live through a sequence of tasks, yielding an outcome for each.
+
+        The same call goes on where it was, after whatever ended it: positions already lived are read, not lived again.
+
+        Args:
+            tasks: a pack (n tasks, n-1 updates) or any sequence, sync or async, without end if you like (an update after each).
+            run: its name; by default the pack's id, or "life".
+            fork: (run, version): a new run begins with that context instead of the empty one.
+
+        Raises:
+            TaskMismatch: another task stands at a position already lived.
+            ModelError, StoreError, ReplayDiverged, ToolInDoubt: see `cod_agent.errors`; the run can be resumed.
+        """
+        async for outcome in self._live(tasks, run, fork, _silent):
+            yield outcome
+
+    async def stream(
+        self, tasks: Pack | Iterable[Task] | AsyncIterable[Task], *, run: str | None = None, fork: tuple[str, int] | None = None
+    ) -> AsyncIterator[Event]:
+        """`run`, with everything that happens on the way as typed events (`cod_agent.events`)."""
+        happened: asyncio.Queue[Event | BaseException | None] = asyncio.Queue()
+
+        async def live() -> None:
+            try:
+                async for outcome in self._live(tasks, run, fork, happened.put_nowait):
+                    happened.put_nowait(TaskEnded(outcome.run, outcome.position, outcome))
+                happened.put_nowait(None)
+            except BaseException as error:
+                happened.put_nowait(error)
+                if isinstance(error, asyncio.CancelledError):
+                    raise
+
+        living = asyncio.create_task(live())
+        try:
+            while (event := await happened.get()) is not None:
+                if isinstance(event, BaseException):
+                    raise event
+                yield event
+        finally:
+            living.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await living
+
+    async def solve(self, task: Task, *, run: str = LIFE) -> Outcome:
+        """Solve one task at the end of an open-ended run; a task that a crash left unfinished there is gone on with.
+
+        Raises:
+            TaskMismatch: the unfinished task is another one: solve that first, or `abandon` it.
+        """
+        opened = await self._opened(run, None, None)
+        async with self._lock(run), self._renewed(opened):
+            for judged in await self.memory.read(lambda conn: read.in_state(conn, opened, "judged")):
+                await self._task(opened, judged.position, judged.task, self.environment, _silent)
+            left = await self.memory.read(lambda conn: read.in_state(conn, opened, "open"))
+            position = left[0].position if left else await self.memory.read(lambda conn: runs.next_position(conn, opened.id))
+            return await self._task(opened, position, task, self.environment, _silent)
+
+    async def feedback(
+        self, outcome: Outcome | int, reward: float | None = None, text: str = "", *, run: str | None = None
+    ) -> Outcome:
+        """Say how a solved task went, whenever that is known and in any order; the update follows at once.
+
+        Args:
+            outcome: what `solve` or `run` returned, or a position.
+            reward: usually in [0, 1]; None if there are only words.
+            run: the position's run; by default the outcome's, or "life".
+
+        Raises:
+            UnknownName: no such run or position.
+            UsageError: it is not solved yet, or was judged already with another feedback.
+        """
+        if isinstance(outcome, Outcome):
+            run, position = run or outcome.run, outcome.position
+        else:
+            run, position = run or LIFE, outcome
+        opened = await self._opened(run, None, None, must_exist=True)
+        said = Feedback(reward=reward, text=text)
+        async with self._lock(run), self._renewed(opened):
+            known = await self.memory.read(lambda conn: read.position(conn, opened, position))
+            if known.state == "open":
+                raise UsageError(f"position {position} of run {run!r} is not solved yet: feedback comes after the answer")
+            if known.state == "solved":
+                await self.memory.write(lambda conn: runs.judged(conn, opened, known, said))
+            elif known.feedback is None or known.feedback.model_dump_json() != said.model_dump_json():
+                raise UsageError(f"position {position} of run {run!r} was judged already: feedback is given once")
+            return await self._task(opened, position, known.task, self.environment, _silent)
+
+    async def abandon(self, *, run: str = LIFE, reason: str = "abandoned") -> None:
+        """Give up the task that stands unfinished at the end of a run, so that another can be solved."""
+        opened = await self._opened(run, None, None, must_exist=True)
+        async with self._lock(run):
+            for known in await self.memory.read(lambda conn: read.in_state(conn, opened, "open")):
+                await self.memory.write(lambda conn, known=known: _abort(conn, opened, known, reason))
+
+    @property
+    def context(self) -> str:
+        """The newest context of the run lived last ("" before the first update)."""
+        return self.memory.read_sync(lambda conn: read.newest_body(conn, self.name, self._current))
+
+    # ---- sync twins ----
+
+    def run_sync(
+        self, tasks: Pack | Iterable[Task], *, run: str | None = None, fork: tuple[str, int] | None = None
+    ) -> Iterator[Outcome]:
+        """`run` for code without an event loop."""
+        with asyncio.Runner() as runner:
+            living = self.run(tasks, run=run, fork=fork)
+            try:
+                while True:
+                    try:
+                        yield runner.run(_next(living))
+                    except StopAsyncIteration:
+                        return
+            finally:
+                runner.run(living.aclose())  # type: ignore[attr-defined]
+                runner.run(self._release_model())
+
+    def solve_sync(self, task: Task, *, run: str = LIFE) -> Outcome:
+        """`solve` for code without an event loop."""
+        return self._sync(self.solve(task, run=run))
+
+    def feedback_sync(
+        self, outcome: Outcome | int, reward: float | None = None, text: str = "", *, run: str | None = None
+    ) -> Outcome:
+        """`feedback` for code without an event loop."""
+        return self._sync(self.feedback(outcome, reward, text, run=run))
+
+    def _sync(self, work: Any) -> Any:
+        async def whole() -> Any:
+            try:
+                return await work
+            finally:
+                await self._release_model()
+
+        return asyncio.run(whole())
+
+    async def _release_model(self) -> None:
+        """Close what belongs to the event loop that is about to end."""
+        if self._model is not None and hasattr(self._model, "aclose"):
+            await self._model.aclose()
+
+    # ---- ending ----
+
+    async def aclose(self) -> None:
+        """Give up the leases and close what this agent opened."""
+        for opened in self._runs.values():
+            with contextlib.suppress(Exception):
+                await self.memory.write(lambda conn, run_id=opened.id: lease.release(conn, run_id))
+        if self._owns_model:
+            await self._release_model()
+        self._close()
+
+    def close(self) -> None:
+        """`aclose` for code without an event loop."""
+        for opened in self._runs.values():
+            with contextlib.suppress(Exception):
+                self.memory.write_sync(lambda conn, run_id=opened.id: lease.release(conn, run_id))
+        self._close()
+
+    def _close(self) -> None:
+        self._runs = {}
+        if self._owns_model and hasattr(self._model, "close"):
+            self._model.close()
+        if self._owns_memory:
+            self._owns_memory = False
+            self.memory.close()
+
+    async def __aenter__(self) -> CoDAgent:
+        return self
+
+    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        await self.aclose()
+
+    def __enter__(self) -> CoDAgent:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    # ---- inside ----
+
+    async def _live(
+        self, tasks: Pack | Iterable[Task] | AsyncIterable[Task], name: str | None, fork: tuple[str, int] | None, emit: Emit
+    ) -> AsyncIterator[Outcome]:
+        pack = tasks if isinstance(tasks, Pack) else None
+        environment = pack.environment if pack else self.environment
+        name = name or (pack.id if pack else LIFE)
+        opened = await self._opened(name, pack, environment, fork=fork)
+        self._current = name
+        async with self._lock(name), self._renewed(opened):
+            position = 0
+            async for task in _each(tasks):
+                yield await self._task(opened, position, task, environment, emit)
+                position += 1
+
+    async def _opened(
+        self,
+        name: str,
+        pack: Pack | None,
+        environment: Environment | None,
+        *,
+        fork: tuple[str, int] | None = None,
+        must_exist: bool = False,
+    ) -> runs.Run:
+        if name in self._runs:
+            return self._runs[name]
+        world = environment or self.environment
+        settings = {"max_context": self.max_context, "updates": self.updates}
+        said = {
+            "environment": getattr(world, "name", None) if world else None,
+            "pack": {"id": pack.id, **pack.data} if pack else None,
+            "length": len(pack) if pack else None,
+            "model": self._model.name if self._model else "",
+            "settings": settings,
+        }
+
+        def open_it(conn: Any) -> runs.Run:
+            if must_exist:
+                runs.find_run(conn, self.name, name)
+            start = read.version_id(conn, self.name, *fork) if fork else None
+            return runs.open_run(conn, self.name, name, start=start, **said)
+
+        self._runs[name] = await self.memory.write(open_it)
+        return self._runs[name]
+
+    def _lock(self, name: str) -> asyncio.Lock:
+        lock = self._locks.get(name)
+        if lock is None or getattr(lock, "_loop", None) not in (None, asyncio.get_running_loop()):
+            lock = self._locks[name] = asyncio.Lock()
+        return lock
+
+    @contextlib.asynccontextmanager
+    async def _renewed(self, opened: runs.Run) -> AsyncIterator[None]:
+        """Keep the lease while something slow goes on."""
+
+        async def renew() -> None:
+            while True:
+                await asyncio.sleep(lease.SECONDS / 3)
+                with contextlib.suppress(Exception):  # the next commit says what is wrong
+                    await self.memory.write(lambda conn: lease.hold(conn, opened.id))
+
+        renewing = asyncio.create_task(renew())
+        try:
+            yield
+        finally:
+            renewing.cancel()
+
+    async def _task(
+        self, opened: runs.Run, position: int, task: Task, environment: Environment | None, emit: Emit
+    ) -> Outcome:
+        """Bring one task as far as it can go now."""
+        known, before = await self.memory.write(lambda conn: runs.begin_task(conn, opened, position, task))
+        if known.state == "open":
+            emit(TaskBegun(opened.name, position, task, before.body, before.version))
+            await self._solve(opened, known, before, environment, emit)
+        if known.state in ("open", "solved"):
+            known = await self.memory.read(lambda conn: read.position(conn, opened, position))
+        if known.state == "judged":
+            if self._wants_update(opened, known):
+                await self._update(opened, known, environment, emit)
+            else:
+                await self.memory.write(lambda conn: runs.closed(conn, opened, known))
+        return await self.memory.read(lambda conn: read.outcome(conn, opened, position))
+
+    def _wants_update(self, opened: runs.Run, known: runs.Lived) -> bool:
+        lost = known.feedback is not None and known.feedback.reward is not None and known.feedback.reward != known.feedback.reward
+        return self.updates and not lost and (opened.length is None or known.position < opened.length - 1)
+
+    async def _solve(
+        self, opened: runs.Run, known: runs.Lived, before: runs.Context, environment: Environment | None, emit: Emit
+    ) -> None:
+        episode = Episode(self.memory, opened.id, int(known.solve_id or 0), self._redact)
+        await episode.load()
+        prompts = self._prompts or prompts_for(environment)
+        session = environment.start(known.task) if environment else None
+        tools = Boundary(
+            episode,
+            session,
+            getattr(environment, "recovery", "deterministic"),
+            (*self.tools, *tools_of(session)),
+            ask=self._asking(environment, "solve", opened, known.position, emit),
+            saw=lambda seen: emit(Observed(opened.name, known.position, seen)),
+            decide=self._on_doubt,
+        )
+        solver = self._solver or TextSolver(prompts)
+        with episode:
+            try:
+                answer = await solver(known.task, before.body, tools)
+                if tools.in_environment and not tools.aborted:
+                    await self._hand_in(tools, answer)
+            except Aborted:
+                answer = ""
+        if tools.aborted:
+            await self.memory.write(lambda conn: _abort(conn, opened, known, tools.aborted))
+            return
+        episode.finish()
+        answer, feedback = episode.clean(str(answer)), tools.last.feedback if tools.last else None
+
+        def commit(conn: Any) -> None:
+            runs.solved(conn, opened, known, answer)
+            if feedback is not None:
+                runs.judged(conn, opened, known, feedback)
+
+        await self.memory.write(commit)
+        emit(Solved(opened.name, known.position, answer))
+        if feedback is not None:
+            emit(Judged(opened.name, known.position, feedback))
+
+    async def _hand_in(self, tools: Boundary, answer: str) -> None:
+        """A solver that did not live the episode to its end itself has its answer taken as a step."""
+        seen = tools.last or await tools.observe()
+        if not seen.done:
+            await tools.act(str(answer))
+
+    async def _update(self, opened: runs.Run, known: runs.Lived, environment: Environment | None, emit: Emit) -> None:
+        def begin(conn: Any) -> tuple[int, runs.Context, Any]:
+            before = runs.latest_context(conn, opened.id)
+            episode_id = runs.begin_episode(conn, opened.id, known.position, "update", before.id)
+            return episode_id, read.started_from(conn, episode_id), read.trajectory(conn, int(known.solve_id or 0), known)
+
+        episode_id, before, trajectory = await self.memory.write(begin)
+        episode = Episode(self.memory, opened.id, episode_id, self._redact)
+        await episode.load()
+        prompts = self._prompts or prompts_for(environment)
+        messages = prompts.update(known.task, before.body, trajectory, known.feedback or Feedback())
+        ask = self._asking(environment, "update", opened, known.position, emit)
+        with episode:
+            completion = await ask(messages)
+        episode.finish()
+        origins = sorted({part.origin for said in messages for part in said.parts} - {"framework"})
+        sources = [{"position": known.position, "version": before.version, "origins": origins}]
+        try:
+            if completion.finish_reason == "length":
+                raise UpdateRefused("cut off: the answer reached its longest length")
+            body = parse_update(completion.text, self.max_context)
+        except UpdateRefused as refused:
+            reason = str(refused)
+            await self.memory.write(lambda conn: runs.kept(conn, opened, known, episode_id, reason))
+            emit(ContextKept(opened.name, known.position, reason))
+            return
+        written = await self.memory.write(lambda conn: runs.updated(conn, opened, known, episode_id, body, sources))
+        emit(ContextWritten(opened.name, known.position, written.body, written.version))
+
+    def _asking(
+        self, environment: Environment | None, kind: Any, opened: runs.Run, position: int, emit: Emit
+    ) -> Callable[[Sequence[Message]], Any]:
+        async def ask(messages: Sequence[Message]) -> Completion:
+            if self._model is None:
+                raise UsageError("this agent has no model to ask: give CoDAgent(model=...), or updates=False with a solver of your own")
+            on_delta = None if emit is _silent else lambda text: emit(Delta(opened.name, position, text))
+            completion = await self._model.complete(messages, on_delta=on_delta)
+            emit(Answered(opened.name, position, kind, completion.text))
+            return completion
+
+        return ask
+
+
+def _silent(event: Event) -> None:
+    pass
+
+
+def _abort(conn: Any, opened: runs.Run, known: runs.Lived, reason: str) -> None:
+    runs.solved(conn, opened, known, "", state="aborted", reason=reason)
+    runs.judged(conn, opened, known, Feedback(reward=NAN, text=reason))
+    runs.closed(conn, opened, known)
+
+
+def _resolve(name: str, environment: Environment | None) -> Model:
+    from cod_agent.models import resolve
+
+    return resolve(name, world=environment)
+
+
+async def _next(items: AsyncIterator[T]) -> T:
+    return await anext(items)
+
+
+async def _each(tasks: Iterable[Task] | AsyncIterable[Task]) -> AsyncIterator[Task]:
+    if isinstance(tasks, AsyncIterable):
+        async for task in tasks:
+            yield task
+    else:
+        for task in tasks:
+            yield task

@@ -1,0 +1,420 @@
+"""The journal of one episode: recorded before visible, and nothing recorded is done twice.
+
+Whatever reaches outside (a model call, a tool, a step of the environment) asks the episode first. It has a key, (request
+hash, occurrence): the n-th time this episode makes this very request. A key on record is answered from the record, so that a
+program started again after kill -9 walks through what it did and goes on where it stopped; an unknown key is done, stored
+in one transaction, and only then shown. Parallel calls do not matter: keys, not sequence numbers, decide.
+
+If a program that changed in between asks for what it did not ask before, while recorded answers wait that nobody asks for,
+the journal does not guess: `ReplayDiverged`.
+
+This is also the tap: every text that is sent or stored passes `Episode.clean` first, which is where redaction goes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sqlite3
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from contextvars import ContextVar
+from dataclasses import dataclass, field, replace
+from hashlib import sha256
+from typing import Any, TypeVar
+
+from cod_agent.context import Message, Part, labels
+from cod_agent.errors import ReplayDiverged
+from cod_agent.journal.answers import Answer, restore_logprobs
+from cod_agent.memory import lease
+from cod_agent.memory.content import (
+    Node,
+    conversation,
+    link,
+    pack_floats,
+    pack_ids,
+    read_tokens,
+    shared_prefix,
+    store_child,
+    store_head,
+    store_nodes,
+    write_request,
+)
+from cod_agent.memory.database import Memory
+from cod_agent.memory.hashing import canonical, compact, request_hash, value_hash
+from cod_agent.completions import Completion, Tokens
+
+T = TypeVar("T")
+Redact = Callable[[str], str]
+
+_CURRENT: ContextVar[Episode | None] = ContextVar("cod_episode", default=None)
+
+PATIENCE = 1.0
+"""Seconds a new request waits while recorded ones are unasked for, in case a parallel branch is about to ask."""
+
+
+def current_episode() -> Episode | None:
+    """The episode this code runs in, if any: how recording finds its way through frameworks that know nothing of it."""
+    return _CURRENT.get()
+
+
+@dataclass(slots=True)
+class Request:
+    """A model call about to be made: its parts as they are stored, its bytes as they are sent."""
+
+    head: str
+    head_hash: bytes
+    nodes: Sequence[Node]
+    style: str
+    params: dict[str, Any]
+    """What stands beside the messages: the model's name, the sampling parameters, tools."""
+    key: bytes
+    occurrence: int = 0
+
+    @property
+    def body(self) -> bytes:
+        return write_request(self.head, [node.body for node in self.nodes], self.style)
+
+
+@dataclass(slots=True)
+class _Recorded:
+    """What the file holds under a key."""
+
+    row: dict[str, Any]
+    used: bool = False
+
+
+@dataclass
+class Episode:
+    """One episode's journal. `kind` is "solve" or "update"."""
+
+    memory: Memory
+    run_id: int
+    id: int
+    redact: Redact | None = None
+    calls: int = 0
+    """Model calls answered so far, from the record or live."""
+    _known: dict[tuple[bytes, int], _Recorded] = field(default_factory=dict)
+    _taken: dict[bytes, set[int]] = field(default_factory=dict)
+    _spoken: tuple[list[Message], list[Node]] = field(default_factory=lambda: ([], []))
+    _running: dict[bytes, int] = field(default_factory=dict)
+    _tokens: tuple[int, list[int]] | None = None
+    """(call row, its prompt and sampled ids): what the next exact prompt is stored relative to."""
+
+    async def load(self) -> None:
+        """Read what an earlier process recorded."""
+
+        def read(conn: sqlite3.Connection) -> dict[tuple[bytes, int], _Recorded]:
+            known = {}
+            for table in ("calls", "effects"):
+                cursor = conn.execute(f"SELECT * FROM {table} WHERE episode_id = ?", (self.id,))
+                names = [column[0] for column in cursor.description]
+                for values in cursor:
+                    row = dict(zip(names, values, strict=True))
+                    known[row["request"], row["occurrence"]] = _Recorded(row)
+            return known
+
+        self._known = await self.memory.read(read)
+
+    def __enter__(self) -> Episode:
+        self._token = _CURRENT.set(self)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        _CURRENT.reset(self._token)
+
+    # ---- the tap ----
+
+    def clean(self, text: str) -> str:
+        """`text` as it may be sent and stored: redacted, and encodable (a lone surrogate is no text)."""
+        if self.redact is not None:
+            text = self.redact(text)
+        return text if text.isascii() else text.encode("utf-8", "replace").decode()
+
+    def clean_value(self, value: Any) -> Any:
+        """`clean` for every text inside a JSON value."""
+        if isinstance(value, str):
+            return self.clean(value)
+        if isinstance(value, dict):
+            return {self.clean(str(k)): self.clean_value(v) for k, v in value.items()}
+        return [self.clean_value(v) for v in value] if isinstance(value, list | tuple) else value
+
+    # ---- keys ----
+
+    def take(self, key: bytes) -> int:
+        """The next occurrence of a request: the smallest that is not taken."""
+        taken = self._taken.setdefault(key, set())
+        occurrence = 0
+        while occurrence in taken:
+            occurrence += 1
+        taken.add(occurrence)
+        return occurrence
+
+    def give_back(self, key: bytes, occurrence: int) -> None:
+        """The request failed: whoever makes it again is the same occurrence."""
+        self._taken[key].discard(occurrence)
+
+    async def find(self, key: bytes, occurrence: int) -> dict[str, Any] | None:
+        """The recorded row under a key, or None if it is new.
+
+        Raises:
+            ReplayDiverged: it is new although recorded ones wait that nobody asks for.
+        """
+        if not self._known:
+            return None
+        found = self._known.get((key, occurrence))
+        if found is not None:
+            found.used = True
+            return found.row
+        waited, left = 0.0, self.unused()
+        while left and waited < PATIENCE:
+            await asyncio.sleep(0.02)
+            now = self.unused()
+            waited, left = (waited + 0.02, left) if now == left else (0.0, now)
+        if left:
+            raise ReplayDiverged(
+                f"episode {self.id}: the program asks for something it did not ask before the crash, while {left} recorded "
+                "answers wait: it changed since. Resume with the program that wrote the record, or start another run"
+            )
+        return None
+
+    def unused(self) -> int:
+        return sum(not recorded.used for recorded in self._known.values())
+
+    def finish(self) -> None:
+        """At the end of an episode everything recorded must have been asked for.
+
+        Raises:
+            ReplayDiverged: the program ended earlier than it did before the crash.
+        """
+        if left := self.unused():
+            raise ReplayDiverged(f"episode {self.id}: the program ended, but {left} recorded answers were never asked for: it changed since")
+
+    # ---- model calls ----
+
+    def request(self, model: str, messages: Sequence[Message], params: dict[str, Any]) -> Request:
+        """A call of our own. Messages that were said before in this episode, the same objects, are not worked on again."""
+        said, nodes = self._spoken
+        same = 0
+        for before, now in zip(said, messages, strict=False):
+            if before is not now:
+                break
+            same += 1
+        fresh = nodes[:same]
+        parent = fresh[-1].hash if fresh else b""
+        for message in messages[same:]:
+            message = self._cleaned(message)
+            fresh.append(link(parent, compact(message.wire()), canonical(labels([message])[0])))
+            parent = fresh[-1].hash
+        self._spoken = (list(messages), fresh)
+        head = compact({"model": model, "messages": None, **params})
+        digest = sha256(head.encode()).digest()
+        return Request(head, digest, list(fresh), "own", {"model": model, **params}, request_hash(digest, parent))
+
+    def _cleaned(self, message: Message) -> Message:
+        parts = tuple(Part(part.origin, self.clean(part.text)) for part in message.parts)
+        return Message(message.role, parts)
+
+    async def replay(self, request: Request) -> Answer | None:
+        """The recorded answer of a call whose occurrence is taken, or None if it has to be made."""
+        row = await self.find(request.key, request.occurrence)
+        if row is None:
+            return None
+        self.calls += 1
+
+        def read(conn: sqlite3.Connection) -> tuple[str, tuple[list[int], list[int], list[float]] | None]:
+            return conversation(conn, row["answer_id"])[-1][1] or "", read_tokens(conn, row["id"])
+
+        message, exact = await self.memory.read(read)
+        tokens = Tokens(*exact) if exact else None
+        if tokens is not None:
+            self._tokens = (row["id"], [*tokens.prompt, *tokens.sampled])
+        return _answer_of(row, json.loads(message), tokens)
+
+    async def record(self, request: Request, answer: Answer, started: float, *, on_policy: bool, lean: bool) -> Answer:
+        """Store a finished call; it is durable when this returns.
+
+        What it gives back is what the solver may see: the answer, redacted.
+        """
+        if self.redact is not None:
+            answer = _redacted(answer, self)
+        completion = answer.completion
+        parent = request.nodes[-1].hash if request.nodes else request.head_hash
+        node = link(parent, compact(answer.message), f'[[{len(completion.text)},"model"]]')
+        envelope = answer.envelope(lean)
+        seconds = time.time() - started
+
+        def store(conn: sqlite3.Connection) -> int:
+            return self._store_call(conn, request, completion, node, compact(envelope), on_policy, started, seconds)
+
+        row_id = await self.memory.write(store)
+        self.calls += 1
+        if completion.tokens is not None:
+            self._tokens = (row_id, [*completion.tokens.prompt, *completion.tokens.sampled])
+        return answer
+
+    def _store_call(
+        self,
+        conn: sqlite3.Connection,
+        request: Request,
+        completion: Completion,
+        node: Node,
+        envelope: str,
+        on_policy: bool,
+        started: float,
+        seconds: float,
+    ) -> int:
+        lease.hold(conn, self.run_id)
+        cache = self.memory.cache
+        head_id = store_head(conn, cache, request.head_hash, request.head)
+        prompt_id = store_nodes(conn, cache, request.nodes)
+        answer_id = store_child(conn, cache, prompt_id, node)
+        tokens, base, shared, blobs = completion.tokens, None, None, (None, None, None)
+        if tokens is not None:
+            prompt = list(tokens.prompt)
+            if self._tokens is not None and (shared := shared_prefix(self._tokens[1], prompt)):
+                base = self._tokens[0]
+            shared = shared or 0
+            blobs = (pack_ids(prompt[shared:]), pack_ids(tokens.sampled), pack_floats(tokens.logprobs))
+        usage = completion.usage or (None, None)
+        made = conn.execute(
+            "INSERT INTO calls (episode_id, request, occurrence, head_id, prompt_id, style, answer_id, envelope, finish_reason,"
+            " model, weights, prompt_base_id, prompt_shared, prompt_ids, sampled_ids, logprobs, on_policy, inexact, prompt_tokens,"
+            " sampled_tokens, hash, started, seconds) VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)",
+            (self.id, request.key, request.occurrence, head_id, prompt_id, request.style, answer_id, envelope,
+             completion.finish_reason, str(request.params.get("model", "")), completion.weights, base, shared, *blobs, int(on_policy), completion.inexact, *usage,
+             call_hash(request.key, request.occurrence, node.hash, completion), started, seconds),
+        )  # fmt: skip
+        return int(made.lastrowid or 0)
+
+    async def failed(self, kind: str, key: bytes, occurrence: int, started: float, detail: str) -> None:
+        """Put a failed attempt on record."""
+        seconds = time.time() - started
+
+        def store(conn: sqlite3.Connection) -> None:
+            conn.execute(
+                "INSERT INTO attempts (episode_id, kind, request, occurrence, state, detail, started, seconds) "
+                "VALUES (?, ?, ?, ?, 'failed', ?, ?, ?)",
+                (self.id, kind, key, occurrence, self.clean(detail)[:2000], started, seconds),
+            )
+
+        await self.memory.write(store)
+
+    # ---- effects: tools and the environment ----
+
+    async def effect(
+        self, kind: str, name: str, arguments: Any, do: Callable[[], Awaitable[tuple[Any, Any]]]
+    ) -> tuple[Any, Any, bool]:
+        """(result, snapshot, was it recorded) of a tool call or a step; `do` gives (result, snapshot), both JSON values."""
+        arguments = self.clean_value(arguments)
+        key = effect_key(kind, name, arguments)
+        occurrence = self.take(key)
+        try:
+            row = await self.find(key, occurrence)
+            if row is not None:
+                return json.loads(row["result"]), row["snapshot"] and json.loads(row["snapshot"]), True
+            started = time.time()
+            result, snapshot = await do()
+            result = self.clean_value(result)
+            await self._store_effect(kind, name, key, occurrence, arguments, result, snapshot, started)
+            return json.loads(compact(result)), snapshot, False
+        except BaseException:
+            self.give_back(key, occurrence)
+            raise
+
+    async def in_doubt(self, key: bytes) -> bool:
+        """Whether a tool with this key was started, by an earlier process, and never finished."""
+
+        def read(conn: sqlite3.Connection) -> bool:
+            started = conn.execute(
+                "SELECT count(*) FROM attempts WHERE episode_id = ? AND kind = 'tool' AND request = ? AND state = 'started'",
+                (self.id, key),
+            ).fetchone()[0]
+            done = conn.execute(
+                "SELECT count(*) FROM effects WHERE episode_id = ? AND request = ?", (self.id, key)
+            ).fetchone()[0]
+            return bool(started > done + self._running.get(key, 0))
+
+        return await self.memory.read(read)
+
+    async def starts(self, key: bytes) -> None:
+        """Put on record that a tool is about to run, so that a crash in the middle is known as one."""
+        self._running[key] = self._running.get(key, 0) + 1
+
+        def store(conn: sqlite3.Connection) -> None:
+            lease.hold(conn, self.run_id)
+            conn.execute(
+                "INSERT INTO attempts (episode_id, kind, request, occurrence, state, detail, started) "
+                "VALUES (?, 'tool', ?, 0, 'started', '', ?)",
+                (self.id, key, time.time()),
+            )
+
+        await self.memory.write(store)
+
+    def starts_again(self, key: bytes) -> None:
+        """A tool in doubt is repeated: the start that is on record stands for this one."""
+        self._running[key] = self._running.get(key, 0) + 1
+
+    async def _store_effect(
+        self, kind: str, name: str, key: bytes, occurrence: int, arguments: Any, result: Any, snapshot: Any, started: float
+    ) -> None:
+        said = compact(result)
+        kept = None if snapshot is None else compact(snapshot)
+        hashed = effect_hash(key, occurrence, said, kept)
+        seconds = time.time() - started
+
+        def store(conn: sqlite3.Connection) -> None:
+            lease.hold(conn, self.run_id)
+            conn.execute(
+                "INSERT INTO effects (episode_id, kind, name, request, occurrence, arguments, result, snapshot, hash, started, seconds)"
+                " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                (self.id, kind, name, key, occurrence, compact(arguments), said, kept, hashed, started, seconds),
+            )
+
+        await self.memory.write(store)
+
+
+def effect_key(kind: str, name: str, arguments: Any) -> bytes:
+    return sha256(canonical([kind, name, arguments]).encode()).digest()
+
+
+def effect_hash(key: bytes, occurrence: int, result: str, snapshot: str | None) -> bytes:
+    return sha256(canonical([key.hex(), occurrence, result, snapshot]).encode()).digest()
+
+
+def call_hash(key: bytes, occurrence: int, answer: bytes, completion: Completion) -> bytes:
+    """A call's content: its key, its answer, its exact tokens."""
+    said: list[Any] = [key.hex(), occurrence, answer.hex(), completion.finish_reason, completion.inexact]
+    if completion.tokens is not None:
+        tokens = completion.tokens
+        # float32, as stored: what is hashed must be what can be read back.
+        said += [value_hash(list(tokens.prompt)), value_hash(list(tokens.sampled)), pack_floats(tokens.logprobs).hex()]
+    return sha256(canonical(said).encode()).digest()
+
+
+def _answer_of(row: dict[str, Any], message: dict[str, Any], tokens: Tokens | None) -> Answer:
+    body = json.loads(row["envelope"])
+    first = body["choices"][0]
+    first["message"] = {**message, **first["message"]}
+    if tokens is not None:
+        body["prompt_token_ids"], first["token_ids"] = list(tokens.prompt), list(tokens.sampled)
+        restore_logprobs(first, tokens.logprobs)
+    content = message.get("content")
+    usage = None if row["prompt_tokens"] is None else (row["prompt_tokens"], row["sampled_tokens"])
+    text = content if isinstance(content, str) else "" if content is None else json.dumps(content)
+    completion = Completion(text, row["finish_reason"], tokens, row["inexact"], row["weights"], usage)
+    return Answer(body, completion)
+
+
+def _redacted(answer: Answer, episode: Episode) -> Answer:
+    """The answer with its texts redacted; where that changed anything its tokens say otherwise and are dropped."""
+    first = answer.body["choices"][0]
+    message = episode.clean_value(first["message"])
+    if message == first["message"]:
+        return answer
+    body = {**answer.body, "choices": [{**first, "message": message}]}
+    body.pop("prompt_token_ids", None)
+    body["choices"][0].pop("token_ids", None)
+    body["choices"][0].pop("logprobs", None)
+    completion = replace(answer.completion, text=message.get("content") or "", tokens=None, inexact="redacted")
+    return Answer(body, completion)

@@ -1,0 +1,318 @@
+"""The tap for everything that speaks HTTP: a transport for the OpenAI SDK (or any httpx client) that records and replays.
+
+    client = openai.AsyncOpenAI(http_client=recording_client())
+
+Whatever uses that client inside an agent's episode is recorded, byte for byte, streams and failed attempts included; outside
+of an episode it is a plain transport. This is the only route that sees every attempt and every token field: SDK objects and
+frameworks' callbacks lose some of them. The last piece of a stream is held back until the whole of it is on disk.
+
+The SDK speaks httpx (openai 2) or httpx2 (openai 3); the transport is built for the one it uses.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import time
+import urllib.request
+from collections.abc import AsyncIterator
+from contextvars import ContextVar
+from dataclasses import dataclass
+from functools import cache
+from hashlib import sha256
+from types import ModuleType
+from typing import Any
+
+from cod_agent.errors import ModelGarbled
+from cod_agent.journal.answers import Answer, as_stream, delta_text, read_answer
+from cod_agent.journal.episode import Episode, Request, current_episode
+from cod_agent.journal.tokens import on_policy
+from cod_agent.memory.content import STYLES, Node, link
+from cod_agent.memory.hashing import canonical, compact, request_hash
+from cod_agent.completions import OnDelta
+
+
+@dataclass(slots=True)
+class Prepared:
+    """A call our own model is about to make: saves the transport from parsing what was just written."""
+
+    request: Request
+    on_delta: OnDelta | None = None
+    answer: Answer | None = None
+    """Set by the transport once the answer may be seen."""
+
+
+PREPARED: ContextVar[Prepared | None] = ContextVar("cod_prepared", default=None)
+
+
+@cache
+def http_module() -> ModuleType:
+    """httpx2 or httpx: the one the installed OpenAI SDK speaks."""
+    import openai
+
+    name = "httpx2" if int(openai.__version__.split(".")[0]) >= 3 else "httpx"
+    return __import__(name)
+
+
+def recording_client(**options: Any) -> Any:
+    """An `AsyncClient` that records, for `openai.AsyncOpenAI(http_client=...)` or any code of yours.
+
+    `options` are those of httpx.AsyncClient, without `transport`. Proxies are taken from the environment as usual.
+    """
+    module = http_module()
+    proxies = urllib.request.getproxies()
+    options.setdefault("timeout", 600.0)
+    options.setdefault("follow_redirects", True)
+    plain = _transport()(module.AsyncHTTPTransport(limits=module.Limits(max_connections=1000)))
+    mounts = {
+        f"{scheme}://": _transport()(module.AsyncHTTPTransport(proxy=url))
+        for scheme, url in proxies.items()
+        if scheme in ("http", "https", "all")
+    }
+    if mounts:
+        hosts = [h.strip().lstrip(".") for h in proxies.get("no", "").split(",") if h.strip()] + ["localhost", "127.0.0.1"]
+        mounts |= {f"all://{host}": plain for host in hosts if host != "*"}
+    return module.AsyncClient(transport=plain, mounts=mounts, **options)
+
+
+@cache
+def _transport() -> Any:
+    module = http_module()
+
+    class Recording(module.AsyncBaseTransport):  # type: ignore[name-defined, misc]
+        def __init__(self, inner: Any) -> None:
+            self.inner = inner
+
+        async def handle_async_request(self, request: Any) -> Any:
+            episode, prepared = current_episode(), PREPARED.get()
+            if prepared is None and (episode is None or request.method != "POST"):
+                return await self.inner.handle_async_request(request)
+            call = _Call(module, episode, prepared)
+            return await call.answer(request, self.inner)
+
+        async def aclose(self) -> None:
+            await self.inner.aclose()
+
+    return Recording
+
+
+@dataclass(slots=True)
+class _Call:
+    """One HTTP attempt of a call."""
+
+    module: ModuleType
+    episode: Episode | None
+    prepared: Prepared | None
+    started: float = 0.0
+
+    async def answer(self, http_request: Any, inner: Any) -> Any:
+        if self.prepared is not None:
+            return await self._live(http_request, inner, self.prepared.request)
+        episode = self.episode
+        if episode is None:
+            return await inner.handle_async_request(http_request)
+        raw = await http_request.aread()
+        if not http_request.url.path.endswith("/chat/completions"):
+            return await self._other(episode, http_request, inner, raw)
+        request = read_request(raw)
+        cleaned = clean_request(request, episode)
+        if cleaned is not request:
+            request, http_request = cleaned, _with_body(self.module, http_request, cleaned.body)
+        request.occurrence = episode.take(request.key)
+        try:
+            known = await episode.replay(request)
+            if known is not None:
+                return self._response(http_request, known, bool(request.params.get("stream")))
+            return await self._live(http_request, inner, request)
+        except BaseException:
+            episode.give_back(request.key, request.occurrence)
+            raise
+
+    async def _other(self, episode: Episode, http_request: Any, inner: Any, raw: bytes) -> Any:
+        """Anything but a chat completion (embeddings, say) is recorded as a tool's call: its text in, its text out."""
+        text = episode.clean(raw.decode("utf-8", "replace"))
+        refused: list[Any] = []
+
+        async def do() -> tuple[Any, None]:
+            response = await inner.handle_async_request(_with_body(self.module, http_request, text.encode()))
+            body = await response.aread()
+            await response.aclose()
+            if response.status_code != 200:
+                refused.append(self._copy(http_request, response, body))
+                raise _NotOk
+            return [response.headers.get("content-type", ""), body.decode("utf-8", "replace")], None
+
+        try:
+            (kind, body), _, _ = await episode.effect("tool", f"POST {http_request.url.path}", text, do)
+        except _NotOk:
+            return refused[0]
+        return self.module.Response(200, headers={"content-type": kind}, content=body.encode(), request=http_request)
+
+    def _response(self, http_request: Any, answer: Answer, stream: bool) -> Any:
+        content = as_stream(answer.body) if stream else json.dumps(answer.body).encode()
+        kind = "text/event-stream" if stream else "application/json"
+        return self.module.Response(200, headers={"content-type": kind}, content=content, request=http_request)
+
+    async def _live(self, http_request: Any, inner: Any, request: Request) -> Any:
+        self.started = time.time()
+        try:
+            response = await inner.handle_async_request(http_request)
+        except BaseException as error:
+            await self._failed(request, f"{type(error).__name__}: {error}")
+            raise
+        if response.status_code != 200:
+            raw = await response.aread()
+            await response.aclose()
+            again = f"; retry-after {response.headers['retry-after']}" if "retry-after" in response.headers else ""
+            await self._failed(request, f"HTTP {response.status_code}{again}: {raw[:500].decode('utf-8', 'replace')}")
+            return self._copy(http_request, response, raw)
+        kind = response.headers.get("content-type", "")
+        if "event-stream" in kind:
+            response.stream = _held_back(self.module)(self, response.stream, request, kind)
+            return response
+        try:
+            raw = await response.aread()
+        except BaseException as error:
+            await self._failed(request, f"{type(error).__name__}: {error}")
+            raise
+        finally:
+            await response.aclose()
+        await self.finish(request, kind, raw)
+        return self._copy(http_request, response, raw)
+
+    def _copy(self, http_request: Any, response: Any, raw: bytes) -> Any:
+        headers = [(k, v) for k, v in response.headers.items() if k.lower() not in ("content-encoding", "content-length", "transfer-encoding")]
+        return self.module.Response(response.status_code, headers=headers, content=raw, request=http_request)
+
+    async def finish(self, request: Request, kind: str, raw: bytes) -> None:
+        """The answer is complete: store it, then let it be seen."""
+        try:
+            answer = read_answer(kind, raw)
+        except ModelGarbled as error:
+            await self._failed(request, str(error))
+            raise
+        if self.episode is not None:
+            policy = answer.completion.tokens is not None and on_policy(request.params, default_top_k=None)
+            answer = await self.episode.record(request, answer, self.started, on_policy=policy, lean=self.prepared is not None)
+        if self.prepared is not None:
+            self.prepared.answer = answer
+
+    async def _failed(self, request: Request, detail: str) -> None:
+        if self.episode is None:
+            return
+        await self.episode.failed("call", request.key, request.occurrence, self.started, detail)
+        if self.prepared is None:  # our own model keeps its occurrence through its retries
+            self.episode.give_back(request.key, request.occurrence)
+
+
+class _NotOk(Exception):
+    pass
+
+
+@cache
+def _held_back(module: ModuleType) -> Any:
+    class HeldBack(module.AsyncByteStream):  # type: ignore[name-defined, misc]
+        """A stream whose last piece comes only after the whole is on disk."""
+
+        def __init__(self, call: _Call, inner: Any, request: Request, kind: str) -> None:
+            self.call, self.inner, self.request, self.kind = call, inner, request, kind
+            self.settled = False
+
+        async def __aiter__(self) -> AsyncIterator[bytes]:
+            whole, held, told = bytearray(), b"", 0
+            on_delta = self.call.prepared.on_delta if self.call.prepared else None
+            try:
+                async for piece in self.inner:
+                    if held:
+                        yield held
+                    held = piece
+                    whole += piece
+                    if on_delta is not None:
+                        told = _tell(on_delta, whole, told)
+                await self.call.finish(self.request, self.kind, bytes(whole))
+                self.settled = True
+            except BaseException as error:
+                self.settled = True
+                if not isinstance(error, ModelGarbled):
+                    await self.call._failed(self.request, f"cut off: {type(error).__name__}: {error}")
+                raise
+            if held:
+                yield held
+
+        async def aclose(self) -> None:
+            if not self.settled:
+                self.settled = True
+                await self.call._failed(self.request, "the program stopped reading before the stream ended")
+            await self.inner.aclose()
+
+    return HeldBack
+
+
+def _tell(on_delta: OnDelta, whole: bytearray, told: int) -> int:
+    end = whole.rfind(b"\n")
+    for line in bytes(whole[told : max(end, told)]).split(b"\n"):
+        if text := delta_text(line):
+            on_delta(text)
+    return max(end, told)
+
+
+def read_request(raw: bytes) -> Request:
+    """A chat request some program wrote, in the parts it is stored in."""
+    try:
+        body = json.loads(raw)
+        style = next((name for name, write in STYLES.items() if write(body).encode() == raw), "raw")
+        if style != "raw" and isinstance(body["messages"], list):
+            return _build(body, style)
+        params = {k: v for k, v in body.items() if k != "messages"}
+    except (ValueError, TypeError, KeyError, AttributeError):
+        params = {}
+    digest = sha256(raw).digest()
+    return Request(raw.decode("utf-8", "replace"), digest, [], "raw", params, request_hash(digest, b""))
+
+
+def _build(body: dict[str, Any], style: str) -> Request:
+    nodes: list[Node] = []
+    parent = b""
+    for message in body["messages"]:
+        text = compact(message)
+        nodes.append(link(parent, text, canonical([[len(text), _origin(message)]])))
+        parent = nodes[-1].hash
+    head = compact({**body, "messages": None})
+    digest = sha256(head.encode()).digest()
+    params = {k: v for k, v in body.items() if k != "messages"}
+    return Request(head, digest, nodes, style, params, request_hash(digest, parent))
+
+
+def _origin(message: Any) -> str:
+    role = message.get("role") if isinstance(message, dict) else None
+    return {"assistant": "model", "tool": "tool"}.get(str(role), "application")
+
+
+def clean_request(request: Request, episode: Episode) -> Request:
+    """The request with its texts redacted, or the very same if there was nothing to redact."""
+    if episode.redact is None:
+        return request
+    if request.style == "raw":
+        head = episode.clean(request.head)
+        if head == request.head:
+            return request
+        digest = sha256(head.encode()).digest()
+        return Request(head, digest, [], "raw", request.params, request_hash(digest, b""))
+    body = json.loads(request.body)
+    cleaned = episode.clean_value(body)
+    return request if cleaned == body else _build(cleaned, request.style)
+
+
+def _with_body(module: ModuleType, request: Any, body: bytes) -> Any:
+    headers = [(k, v) for k, v in request.headers.items() if k.lower() != "content-length"]
+    return module.Request(request.method, request.url, headers=headers, content=body, extensions=request.extensions)
+
+
+@contextlib.contextmanager
+def prepared(call: Prepared) -> Any:
+    """Our own model's calls inside this block are `call`."""
+    token = PREPARED.set(call)
+    try:
+        yield call
+    finally:
+        PREPARED.reset(token)

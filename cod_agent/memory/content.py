@@ -1,0 +1,193 @@
+"""Content stored once: conversations as trees of messages, token ids by shared prefix, requests rebuilt from their parts.
+
+A message row is a node: its hash covers its own text and its parent's hash, so that a conversation is named by its last
+node and the 200th request of an episode adds one or two rows. A request is a head (everything but the messages) and a
+node. Token ids are int32, log-probabilities float32, little-endian; ids are compressed with zlib.
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+import sys
+import zlib
+from array import array
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from cod_agent.errors import VerificationFailed
+from cod_agent.memory.hashing import compact, node_hash
+
+_CACHE_LIMIT = 200_000
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """A message of a conversation, before or after it is stored."""
+
+    hash: bytes
+    body: str
+    labels: str
+
+
+def link(parent: bytes, body: str, labels: str) -> Node:
+    """The node of a message under `parent` (the hash of the message before it, or b"")."""
+    return Node(node_hash(parent, body), body, labels)
+
+
+def store_nodes(conn: sqlite3.Connection, cache: dict[bytes, int], nodes: Sequence[Node]) -> int | None:
+    """Row id of the last node; whatever is not stored yet is."""
+    if len(cache) > _CACHE_LIMIT:
+        cache.clear()
+    known, at = None, len(nodes)
+    while at and known is None:
+        at -= 1
+        known = cache.get(nodes[at].hash)
+    start = 0 if known is None else at + 1
+    parent = known
+    for node in nodes[start:]:
+        row = conn.execute("SELECT id FROM messages WHERE hash = ?", (node.hash,)).fetchone()
+        if row is None:
+            made = conn.execute(
+                "INSERT INTO messages (parent_id, hash, body, labels) VALUES (?, ?, ?, ?)",
+                (parent, node.hash, node.body, node.labels),
+            )
+            row = (made.lastrowid,)
+        parent = cache[node.hash] = row[0]
+    return parent
+
+
+def store_child(conn: sqlite3.Connection, cache: dict[bytes, int], parent: int | None, node: Node) -> int:
+    """Row id of one node under a stored one."""
+    known = cache.get(node.hash)
+    if known is None:
+        row = conn.execute("SELECT id FROM messages WHERE hash = ?", (node.hash,)).fetchone()
+        if row is None:
+            made = conn.execute(
+                "INSERT INTO messages (parent_id, hash, body, labels) VALUES (?, ?, ?, ?)",
+                (parent, node.hash, node.body, node.labels),
+            )
+            row = (made.lastrowid,)
+        known = cache[node.hash] = row[0]
+    return known
+
+
+def store_head(conn: sqlite3.Connection, cache: dict[bytes, int], digest: bytes, body: str) -> int:
+    """Row id of a request's head."""
+    known = cache.get(digest)
+    if known is None:
+        row = conn.execute("SELECT id FROM heads WHERE hash = ?", (digest,)).fetchone()
+        if row is None:
+            row = (conn.execute("INSERT INTO heads (hash, body) VALUES (?, ?)", (digest, body)).lastrowid,)
+        known = cache[digest] = row[0]
+    return known
+
+
+def conversation(conn: sqlite3.Connection, leaf: int | None) -> list[tuple[bytes, str | None, str]]:
+    """(hash, body, labels) of the messages up to a node, first to last. A pruned body is None."""
+    rows = conn.execute(
+        "WITH RECURSIVE up (id, parent_id, hash, body, labels, depth) AS ("
+        " SELECT id, parent_id, hash, body, labels, 0 FROM messages WHERE id = ?"
+        " UNION ALL SELECT m.id, m.parent_id, m.hash, m.body, m.labels, depth + 1 FROM messages m JOIN up ON m.id = up.parent_id)"
+        " SELECT hash, body, labels FROM up ORDER BY depth DESC",
+        (leaf,),
+    )
+    return [(row[0], row[1], row[2]) for row in rows]
+
+
+def write_request(head: str, bodies: Sequence[str], style: str) -> bytes:
+    """The bytes of a request. `style` names how its program wrote JSON: see `styles`."""
+    if style == "raw":
+        return head.encode()
+    if style == "own":
+        return head.replace('"messages":null', f'"messages":[{",".join(bodies)}]', 1).encode()
+    value = json.loads(head)
+    value["messages"] = [json.loads(body) for body in bodies]
+    return STYLES[style](value).encode()
+
+
+STYLES = {
+    "compact": compact,
+    "ascii": lambda value: json.dumps(value, separators=(",", ":")),
+    "spaced": lambda value: json.dumps(value, ensure_ascii=False),
+    "plain": lambda value: json.dumps(value),
+}
+"""Ways to write JSON that clients use; a request in none of them is stored whole (style "raw")."""
+
+
+def rebuild_request(conn: sqlite3.Connection, call_id: int) -> bytes:
+    """The request of a call, byte for byte as the server saw it.
+
+    Raises:
+        VerificationFailed: a part was pruned.
+    """
+    head, style, leaf = conn.execute(
+        "SELECT h.body, c.style, c.prompt_id FROM calls c JOIN heads h ON h.id = c.head_id WHERE c.id = ?", (call_id,)
+    ).fetchone()
+    bodies = [body for _, body, _ in conversation(conn, leaf)]
+    if head is None or any(body is None for body in bodies):
+        raise VerificationFailed(f"the request of call {call_id} was pruned")
+    return write_request(head, [str(body) for body in bodies], style)
+
+
+def pack_ids(ids: Sequence[int]) -> bytes:
+    return zlib.compress(_bytes("i", ids), 6)
+
+
+def unpack_ids(blob: bytes) -> list[int]:
+    return _values("i", zlib.decompress(blob))
+
+
+def pack_floats(values: Sequence[float]) -> bytes:
+    return _bytes("f", values)
+
+
+def unpack_floats(blob: bytes) -> list[float]:
+    return _values("f", blob)
+
+
+def _bytes(code: str, values: Sequence[Any]) -> bytes:
+    made = array(code, values)
+    if sys.byteorder == "big":
+        made.byteswap()
+    return made.tobytes()
+
+
+def _values(code: str, blob: bytes) -> list[Any]:
+    made = array(code)
+    made.frombytes(blob)
+    if sys.byteorder == "big":
+        made.byteswap()
+    return made.tolist()
+
+
+def shared_prefix(before: Sequence[int], prompt: Sequence[int]) -> int:
+    """How many tokens `prompt` has in common with the start of `before`."""
+    low, high = 0, min(len(before), len(prompt))
+    if before[:high] == prompt[:high]:
+        return high
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if before[:middle] == prompt[:middle] else (low, middle)
+    return low
+
+
+def read_tokens(conn: sqlite3.Connection, call_id: int) -> tuple[list[int], list[int], list[float]] | None:
+    """(prompt ids, sampled ids, log-probabilities) of a call, or None if they were not all given."""
+    chain: list[tuple[int, list[int], list[int], list[float]]] = []
+    at: int | None = call_id
+    while at is not None:
+        row = conn.execute(
+            "SELECT prompt_base_id, prompt_shared, prompt_ids, sampled_ids, logprobs FROM calls WHERE id = ?", (at,)
+        ).fetchone()
+        if row[2] is None or row[3] is None or row[4] is None:
+            return None
+        chain.append((row[1], unpack_ids(row[2]), unpack_ids(row[3]), unpack_floats(row[4])))
+        at = row[0]
+    prompt: list[int] = []
+    for index, (shared, suffix, sampled, _) in enumerate(reversed(chain)):
+        prompt = prompt[:shared] + suffix
+        if index < len(chain) - 1:
+            prompt = prompt + sampled
+    return prompt, chain[0][2], chain[0][3]

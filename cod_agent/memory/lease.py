@@ -1,0 +1,84 @@
+"""A lease keeps two processes from living the same run.
+
+It is a row with an expiry that the living process renews with its commits. A process that finds the row of another one
+waits for nobody: it takes over at once if that process is provably dead (same machine, its pid gone), or once the lease has
+expired; otherwise it is refused. Whoever lost its lease finds out at its next commit, inside the transaction, and stops.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import sqlite3
+import time
+import uuid
+
+from cod_agent.errors import RunLeased
+
+SECONDS = 60.0
+"""How long a silent process keeps its run. Renewed at the first commit after half of it, and by a timer in between."""
+
+OWNER = uuid.uuid4().hex
+
+
+def _host() -> str:
+    try:  # containers share host names more often than boots
+        with open("/proc/sys/kernel/random/boot_id") as boot:
+            return f"{socket.gethostname()}/{boot.read().strip()}"
+    except OSError:
+        return socket.gethostname()
+
+
+HOST = _host()
+
+
+def take(conn: sqlite3.Connection, run_id: int, agent: str, run: str) -> None:
+    """Take the run's lease, or take it over from a dead process.
+
+    Raises:
+        RunLeased: another process lives the run.
+    """
+    row = conn.execute("SELECT owner, host, pid, expires FROM leases WHERE run_id = ?", (run_id,)).fetchone()
+    if row is not None and row[0] != owner():
+        _, host, pid, expires = row
+        if expires > time.time() and not (host == HOST and _gone(pid)):
+            raise RunLeased(
+                f"run {run!r} of agent {agent!r} is being lived by process {pid} on {host.split('/')[0]}: stop it, or wait "
+                f"{expires - time.time():.0f} s if it is dead, then try again"
+            )
+    conn.execute(
+        "INSERT OR REPLACE INTO leases (run_id, owner, host, pid, expires) VALUES (?, ?, ?, ?, ?)",
+        (run_id, owner(), HOST, os.getpid(), time.time() + SECONDS),
+    )
+
+
+def hold(conn: sqlite3.Connection, run_id: int) -> None:
+    """Make sure the lease is still ours, and renew it when half of it is gone.
+
+    Raises:
+        RunLeased: another process took it.
+    """
+    row = conn.execute("SELECT owner, expires FROM leases WHERE run_id = ?", (run_id,)).fetchone()
+    if row is None or row[0] != owner():
+        raise RunLeased("this process was silent for so long that another one took over its run; nothing was overwritten")
+    if row[1] - time.time() < SECONDS / 2:
+        conn.execute("UPDATE leases SET expires = ? WHERE run_id = ?", (time.time() + SECONDS, run_id))
+
+
+def release(conn: sqlite3.Connection, run_id: int) -> None:
+    conn.execute("DELETE FROM leases WHERE run_id = ? AND owner = ?", (run_id, owner()))
+
+
+def owner() -> str:
+    """This process, and not the one it was forked from."""
+    return f"{OWNER}/{os.getpid()}"
+
+
+def _gone(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return True
+    except (PermissionError, OSError):
+        return False
+    return False

@@ -1,0 +1,101 @@
+"""Questions about a run, asked of the file: outcomes, trajectories, versions. Nothing here writes."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+
+from cod_agent.context import Trajectory, Turn
+from cod_agent.errors import UnknownName
+from cod_agent.memory import runs
+from cod_agent.memory.runs import Context, Lived, Run
+from cod_agent.tasks import Feedback, Observation, Outcome
+
+
+def position(conn: sqlite3.Connection, run: Run, at: int) -> Lived:
+    """Raises: UnknownName."""
+    known = runs.lived(conn, run.id, at)
+    if known is None:
+        raise UnknownName(f"run {run.name!r} of agent {run.agent!r} has no position {at}: it has lived {runs.next_position(conn, run.id)}")
+    return known
+
+
+def in_state(conn: sqlite3.Connection, run: Run, state: str) -> list[Lived]:
+    """The positions of a run that stand in a state, in order."""
+    rows = conn.execute("SELECT position FROM tasks WHERE run_id = ? AND state = ? ORDER BY position", (run.id, state)).fetchall()
+    return [position(conn, run, row[0]) for row in rows]
+
+
+def newest_body(conn: sqlite3.Connection, agent: str, run: str) -> str:
+    row = conn.execute(
+        "SELECT c.body FROM contexts c JOIN runs r ON r.id = c.run_id WHERE r.agent = ? AND r.name = ? ORDER BY c.version DESC LIMIT 1",
+        (agent, run),
+    ).fetchone()
+    return (row[0] or "") if row else ""
+
+
+def version_id(conn: sqlite3.Connection, agent: str, run: str, version: int) -> int:
+    """Row id of a context version. Raises: UnknownName."""
+    found = runs.find_run(conn, agent, run)
+    row = conn.execute("SELECT id FROM contexts WHERE run_id = ? AND version = ?", (found.id, version)).fetchone()
+    if row is None:
+        raise UnknownName(f"run {run!r} of agent {agent!r} has no context version {version}")
+    return int(row[0])
+
+
+def started_from(conn: sqlite3.Connection, episode_id: int) -> Context:
+    """The context an episode started from."""
+    return runs.context(conn, conn.execute("SELECT context_id FROM episodes WHERE id = ?", (episode_id,)).fetchone()[0])
+
+
+def trajectory(conn: sqlite3.Connection, episode_id: int, known: Lived) -> Trajectory:
+    """What a solve episode said and saw, from its record."""
+    first: Observation | None = None
+    turns: list[Turn] = []
+    rows = conn.execute("SELECT kind, name, arguments, result FROM effects WHERE episode_id = ? ORDER BY id", (episode_id,))
+    for kind, name, arguments, result in rows:
+        said = json.loads(result)
+        if kind == "tool":
+            shown = said.get("value", said.get("error")) if isinstance(said, dict) else said[-1]
+            text = shown if isinstance(shown, str) else json.dumps(shown, ensure_ascii=False)
+            turns.append(Turn(f"Called {name} with {arguments}", Observation(text), "tool"))
+            continue
+        seen = Observation(said[0], said[1], said[2], said[3] and Feedback(reward=said[3][0], text=said[3][1]))
+        if kind == "observe":
+            first = seen
+        else:
+            turns.append(Turn(f"Answer: {json.loads(arguments)}", seen))
+    if first is None:
+        turns.append(Turn(f"Answer: {known.answer}", Observation("")))
+    return Trajectory(first, tuple(turns))
+
+
+def outcome(conn: sqlite3.Connection, run: Run, at: int) -> Outcome:
+    """What came of a position so far."""
+    known = position(conn, run, at)
+    written = conn.execute(
+        "SELECT c.version, c.body FROM contexts c JOIN episodes e ON e.id = c.episode_id WHERE e.run_id = ? AND e.position = ?",
+        (run.id, at),
+    ).fetchone()
+    refused = conn.execute(
+        "SELECT reason FROM episodes WHERE run_id = ? AND position = ? AND state = 'refused'", (run.id, at)
+    ).fetchone()
+    if written is None:
+        before = runs.context(conn, int(known.context_id or 0))
+        written = (before.version, before.body)
+    calls = conn.execute(
+        "SELECT count(*) FROM calls c JOIN episodes e ON e.id = c.episode_id WHERE e.run_id = ? AND e.position = ?", (run.id, at)
+    ).fetchone()[0]
+    return Outcome(
+        run=run.name,
+        position=at,
+        task=known.task,
+        answer=known.answer,
+        reward=known.feedback.reward if known.feedback else None,
+        feedback=known.feedback,
+        context=written[1] or "",
+        version=written[0],
+        update="kept" if refused else "written" if known.state == "updated" else "none",
+        reason=refused[0] if refused else known.reason,
+        calls=calls,
+    )

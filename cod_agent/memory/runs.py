@@ -1,0 +1,266 @@
+"""The task commit: solved, judged, updated; each one transaction, each exactly once, each a link in the run's chain.
+
+Functions here run inside a transaction on the writer thread (`Memory.write`). They hold all the state of a run: a process
+that dies leaves nothing behind but these rows, and whoever opens the run again reads them and goes on.
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+import time
+from dataclasses import dataclass
+from typing import Any
+
+from cod_agent.errors import TaskMismatch, UnknownName
+from cod_agent.memory import lease
+from cod_agent.memory.hashing import canonical, chain, digest, text_hash, value_hash
+from cod_agent.tasks import Feedback, Task
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """A row of `runs`."""
+
+    id: int
+    agent: str
+    name: str
+    length: int | None
+    """Tasks of a declared pack; None for an open-ended life."""
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """A row of `contexts`: one version."""
+
+    id: int
+    run_id: int
+    version: int
+    body: str
+    hash: str
+
+
+@dataclass(frozen=True, slots=True)
+class Lived:
+    """A row of `tasks`, with the episodes that belong to it."""
+
+    id: int
+    position: int
+    task: Task
+    state: str
+    answer: str
+    feedback: Feedback | None
+    reason: str
+    solve_id: int | None
+    context_id: int | None
+    """The context its solve episode started from."""
+
+
+def open_run(
+    conn: sqlite3.Connection,
+    agent: str,
+    name: str,
+    *,
+    environment: str | None,
+    pack: dict[str, Any] | None,
+    length: int | None,
+    model: str,
+    settings: dict[str, Any],
+    start: int | None = None,
+) -> Run:
+    """The run of that name, made if it is new, with its lease taken. `start`: the context (row id) a new run begins with."""
+    row = conn.execute("SELECT id, length FROM runs WHERE agent = ? AND name = ?", (agent, name)).fetchone()
+    if row is not None:
+        lease.take(conn, row[0], agent, name)
+        return Run(row[0], agent, name, row[1])
+    said = {"agent": agent, "run": name, "environment": environment, "pack": pack, "length": length}
+    made = conn.execute(
+        "INSERT INTO runs (agent, name, environment, pack, length, model, settings, created) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+        (agent, name, environment, pack and canonical(pack), length, model, canonical(settings), time.time()),
+    )
+    run_id = int(made.lastrowid or 0)
+    body = "" if start is None else conn.execute("SELECT body FROM contexts WHERE id = ?", (start,)).fetchone()[0]
+    conn.execute(
+        "INSERT INTO contexts (run_id, version, parent_id, body, hash, sources, created) VALUES (?, 0, ?, ?, ?, '[]', ?)",
+        (run_id, start, body, text_hash(body), time.time()),
+    )
+    lease.take(conn, run_id, agent, name)
+    commit(conn, run_id, "began", None, {**said, "context": text_hash(body)})
+    return Run(run_id, agent, name, length)
+
+
+def find_run(conn: sqlite3.Connection, agent: str, name: str) -> Run:
+    """Raises: UnknownName."""
+    row = conn.execute("SELECT id, length FROM runs WHERE agent = ? AND name = ?", (agent, name)).fetchone()
+    if row is None:
+        known = [r[0] for r in conn.execute("SELECT name FROM runs WHERE agent = ? ORDER BY id DESC LIMIT 20", (agent,))]
+        raise UnknownName.among("run", name, known)
+    return Run(row[0], agent, name, row[1])
+
+
+def commit(conn: sqlite3.Connection, run_id: int, what: str, position: int | None, said: dict[str, Any]) -> str:
+    """Append a link to the run's chain; returns its hash."""
+    row = conn.execute("SELECT seq, chain FROM commits WHERE run_id = ? ORDER BY seq DESC LIMIT 1", (run_id,)).fetchone()
+    seq, previous = (row[0] + 1, row[1]) if row else (0, "")
+    entry = value_hash({"what": what, "position": position, **said})
+    conn.execute(
+        "INSERT INTO commits (run_id, seq, what, position, hash, chain, created) VALUES (?, ?, ?, ?, ?, ?, ?)",
+        (run_id, seq, what, position, entry, chain(previous, entry), time.time()),
+    )
+    return entry
+
+
+def latest_context(conn: sqlite3.Connection, run_id: int) -> Context:
+    """The newest version; version 0 is the empty one, or the one a fork began with."""
+    row = conn.execute(
+        "SELECT id, run_id, version, body, hash FROM contexts WHERE run_id = ? ORDER BY version DESC LIMIT 1", (run_id,)
+    ).fetchone()
+    return Context(*row)
+
+
+def context(conn: sqlite3.Connection, context_id: int) -> Context:
+    row = conn.execute("SELECT id, run_id, version, body, hash FROM contexts WHERE id = ?", (context_id,)).fetchone()
+    return Context(*row)
+
+
+def lived(conn: sqlite3.Connection, run_id: int, position: int) -> Lived | None:
+    """What is known of a position, or None if it was never begun."""
+    row = conn.execute(
+        "SELECT t.id, t.position, t.body, t.state, t.answer, t.feedback, t.reason, e.id, e.context_id FROM tasks t "
+        "LEFT JOIN episodes e ON e.run_id = t.run_id AND e.position = t.position AND e.kind = 'solve' "
+        "WHERE t.run_id = ? AND t.position = ?",
+        (run_id, position),
+    ).fetchone()
+    if row is None:
+        return None
+    feedback = Feedback.model_validate_json(row[5]) if row[5] else None
+    return Lived(row[0], row[1], Task.model_validate_json(row[2]), row[3], row[4] or "", feedback, row[6], row[7], row[8])
+
+
+def next_position(conn: sqlite3.Connection, run_id: int) -> int:
+    return int(conn.execute("SELECT coalesce(max(position), -1) + 1 FROM tasks WHERE run_id = ?", (run_id,)).fetchone()[0])
+
+
+def begin_task(conn: sqlite3.Connection, run: Run, position: int, task: Task) -> tuple[Lived, Context]:
+    """The task at a position, with the context its solve episode starts from; begun if it is new.
+
+    Raises:
+        TaskMismatch: another task stands there.
+    """
+    known = lived(conn, run.id, position)
+    if known is not None:
+        if known.task.fingerprint != task.fingerprint:
+            raise TaskMismatch(
+                f"position {position} of run {run.name!r} was lived with task {known.task.id!r}, not with this {task.id!r}: give "
+                "the tasks in the order they had, or start another run"
+            )
+        if known.context_id is not None:
+            return known, context(conn, known.context_id)
+    lease.hold(conn, run.id)
+    before = latest_context(conn, run.id)
+    body = task.model_dump_json()
+    row_id = conn.execute(
+        "INSERT INTO tasks (run_id, position, name, fingerprint, body, state) VALUES (?, ?, ?, ?, ?, 'open')",
+        (run.id, position, task.id, task.fingerprint, body),
+    ).lastrowid
+    episode_id = begin_episode(conn, run.id, position, "solve", before.id)
+    return Lived(int(row_id or 0), position, task, "open", "", None, "", episode_id, before.id), before
+
+
+def begin_episode(conn: sqlite3.Connection, run_id: int, position: int, kind: str, context_id: int) -> int:
+    """The episode of that kind at that position, begun if it is new."""
+    row = conn.execute(
+        "SELECT id FROM episodes WHERE run_id = ? AND position = ? AND kind = ?", (run_id, position, kind)
+    ).fetchone()
+    if row is not None:
+        return int(row[0])
+    cursor = conn.execute(
+        "INSERT INTO episodes (run_id, position, kind, context_id, state, started) VALUES (?, ?, ?, ?, 'live', ?)",
+        (run_id, position, kind, context_id, time.time()),
+    )
+    return int(cursor.lastrowid or 0)
+
+
+def end_episode(conn: sqlite3.Connection, episode_id: int, state: str, reason: str = "") -> str:
+    """Close an episode; returns its digest."""
+    made = episode_digest(conn, episode_id)
+    conn.execute(
+        "UPDATE episodes SET state = ?, reason = ?, digest = ?, finished = ? WHERE id = ?",
+        (state, reason, made, time.time(), episode_id),
+    )
+    return made
+
+
+def episode_digest(conn: sqlite3.Connection, episode_id: int) -> str:
+    rows = conn.execute(
+        "SELECT hash FROM calls WHERE episode_id = ? UNION ALL SELECT hash FROM effects WHERE episode_id = ?",
+        (episode_id, episode_id),
+    )
+    return digest(row[0] for row in rows)
+
+
+def solved(conn: sqlite3.Connection, run: Run, known: Lived, answer: str, *, state: str = "done", reason: str = "") -> None:
+    """open -> solved."""
+    lease.hold(conn, run.id)
+    made = end_episode(conn, int(known.solve_id or 0), state, reason)
+    conn.execute("UPDATE tasks SET state = 'solved', answer = ?, reason = ? WHERE id = ?", (answer, reason, known.id))
+    said = {
+        "fingerprint": known.task.fingerprint,
+        "answer": text_hash(answer),
+        "episode": made,
+        "context": context(conn, int(known.context_id or 0)).hash,
+        "reason": reason,
+    }
+    commit(conn, run.id, "solved", known.position, said)
+
+
+def judged(conn: sqlite3.Connection, run: Run, known: Lived, feedback: Feedback) -> None:
+    """solved -> judged."""
+    lease.hold(conn, run.id)
+    body = feedback.model_dump_json()
+    # NaN is no SQL value: the column shows NULL, the feedback's JSON keeps what was said.
+    reward = None if feedback.reward is None or feedback.reward != feedback.reward else feedback.reward
+    conn.execute("UPDATE tasks SET state = 'judged', reward = ?, feedback = ? WHERE id = ?", (reward, body, known.id))
+    commit(conn, run.id, "judged", known.position, {"feedback": text_hash(body)})
+
+
+def updated(
+    conn: sqlite3.Connection, run: Run, known: Lived, episode_id: int, body: str, sources: list[dict[str, Any]]
+) -> Context:
+    """judged -> updated, with a new version of the context."""
+    lease.hold(conn, run.id)
+    made = end_episode(conn, episode_id, "done")
+    parent = context(conn, conn.execute("SELECT context_id FROM episodes WHERE id = ?", (episode_id,)).fetchone()[0])
+    version = latest_context(conn, run.id).version + 1
+    weights = conn.execute("SELECT weights FROM calls WHERE episode_id = ? ORDER BY id DESC LIMIT 1", (episode_id,)).fetchone()
+    new_id = conn.execute(
+        "INSERT INTO contexts (run_id, version, parent_id, episode_id, body, hash, weights, sources, created) "
+        "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        (run.id, version, parent.id, episode_id, body, text_hash(body), weights[0] if weights else "", canonical(sources), time.time()),
+    ).lastrowid
+    conn.execute("UPDATE tasks SET state = 'updated' WHERE id = ?", (known.id,))
+    said = {"episode": made, "version": version, "context": text_hash(body), "parent": parent.hash, "sources": sources}
+    commit(conn, run.id, "updated", known.position, said)
+    return Context(int(new_id or 0), run.id, version, body, text_hash(body))
+
+
+def kept(conn: sqlite3.Connection, run: Run, known: Lived, episode_id: int, reason: str) -> Context:
+    """judged -> updated, the last good context staying because the update was refused."""
+    lease.hold(conn, run.id)
+    made = end_episode(conn, episode_id, "refused", reason)
+    conn.execute("UPDATE tasks SET state = 'updated' WHERE id = ?", (known.id,))
+    commit(conn, run.id, "kept", known.position, {"episode": made, "reason": reason})
+    return latest_context(conn, run.id)
+
+
+def closed(conn: sqlite3.Connection, run: Run, known: Lived) -> None:
+    """judged -> closed: a task without an update, as the last of a declared pack."""
+    lease.hold(conn, run.id)
+    conn.execute("UPDATE tasks SET state = 'closed' WHERE id = ?", (known.id,))
+    commit(conn, run.id, "closed", known.position, {})
+
+
+def sources_of(messages_labels: list[str], position: int) -> list[dict[str, Any]]:
+    """Where a new context's text came from: the origins its update read, with the position it learned from."""
+    origins = sorted({origin for row in messages_labels for _, origin in json.loads(row)})
+    return [{"origin": origin, "position": position} for origin in origins]

@@ -1,0 +1,203 @@
+"""The tables, as an append-only list of migrations. docs/memory.md describes every column.
+
+A released migration is never edited: add one below it. `user_version` holds their number, so that opening a current file
+costs one pragma, and a file of a later version is recognised and left alone.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+
+from cod_agent.errors import NotADatabase, SchemaTooNew
+
+APPLICATION_ID = 0x436F4474
+"""'CoDt' in the file's header: a run database of this project."""
+
+_V1 = """
+CREATE TABLE runs (
+  id INTEGER PRIMARY KEY,
+  agent TEXT NOT NULL,
+  name TEXT NOT NULL,
+  environment TEXT,
+  pack TEXT,
+  length INTEGER,
+  model TEXT NOT NULL,
+  settings TEXT NOT NULL,
+  created REAL NOT NULL,
+  UNIQUE (agent, name)
+) STRICT;
+
+CREATE TABLE contexts (
+  id INTEGER PRIMARY KEY,
+  run_id INTEGER NOT NULL REFERENCES runs (id),
+  version INTEGER NOT NULL,
+  parent_id INTEGER REFERENCES contexts (id),
+  episode_id INTEGER REFERENCES episodes (id),
+  body TEXT,
+  hash TEXT NOT NULL,
+  weights TEXT NOT NULL DEFAULT '',
+  sources TEXT NOT NULL,
+  created REAL NOT NULL,
+  UNIQUE (run_id, version)
+) STRICT;
+
+CREATE TABLE tasks (
+  id INTEGER PRIMARY KEY,
+  run_id INTEGER NOT NULL REFERENCES runs (id),
+  position INTEGER NOT NULL,
+  name TEXT NOT NULL,
+  fingerprint TEXT NOT NULL,
+  body TEXT,
+  state TEXT NOT NULL CHECK (state IN ('open', 'solved', 'judged', 'updated', 'closed')),
+  answer TEXT,
+  reward REAL,
+  feedback TEXT,
+  reason TEXT NOT NULL DEFAULT '',
+  UNIQUE (run_id, position)
+) STRICT;
+
+CREATE TABLE episodes (
+  id INTEGER PRIMARY KEY,
+  run_id INTEGER NOT NULL REFERENCES runs (id),
+  position INTEGER NOT NULL,
+  kind TEXT NOT NULL CHECK (kind IN ('solve', 'update')),
+  context_id INTEGER NOT NULL REFERENCES contexts (id),
+  state TEXT NOT NULL CHECK (state IN ('live', 'done', 'refused', 'aborted')),
+  reason TEXT NOT NULL DEFAULT '',
+  digest TEXT,
+  started REAL NOT NULL,
+  finished REAL,
+  UNIQUE (run_id, position, kind)
+) STRICT;
+
+CREATE TABLE heads (
+  id INTEGER PRIMARY KEY,
+  hash BLOB NOT NULL UNIQUE,
+  body TEXT
+) STRICT;
+
+CREATE TABLE messages (
+  id INTEGER PRIMARY KEY,
+  parent_id INTEGER REFERENCES messages (id),
+  hash BLOB NOT NULL UNIQUE,
+  body TEXT,
+  labels TEXT NOT NULL
+) STRICT;
+
+CREATE TABLE calls (
+  id INTEGER PRIMARY KEY,
+  episode_id INTEGER NOT NULL REFERENCES episodes (id),
+  request BLOB NOT NULL,
+  occurrence INTEGER NOT NULL,
+  head_id INTEGER NOT NULL REFERENCES heads (id),
+  prompt_id INTEGER REFERENCES messages (id),
+  style TEXT NOT NULL,
+  answer_id INTEGER REFERENCES messages (id),
+  envelope TEXT,
+  finish_reason TEXT NOT NULL,
+  model TEXT NOT NULL,
+  weights TEXT NOT NULL,
+  prompt_base_id INTEGER REFERENCES calls (id),
+  prompt_shared INTEGER,
+  prompt_ids BLOB,
+  sampled_ids BLOB,
+  logprobs BLOB,
+  on_policy INTEGER NOT NULL,
+  inexact TEXT NOT NULL,
+  prompt_tokens INTEGER,
+  sampled_tokens INTEGER,
+  hash BLOB NOT NULL,
+  started REAL NOT NULL,
+  seconds REAL NOT NULL,
+  UNIQUE (episode_id, request, occurrence)
+) STRICT;
+
+CREATE TABLE effects (
+  id INTEGER PRIMARY KEY,
+  episode_id INTEGER NOT NULL REFERENCES episodes (id),
+  kind TEXT NOT NULL CHECK (kind IN ('observe', 'act', 'tool')),
+  name TEXT NOT NULL,
+  request BLOB NOT NULL,
+  occurrence INTEGER NOT NULL,
+  arguments TEXT,
+  result TEXT,
+  snapshot TEXT,
+  hash BLOB NOT NULL,
+  started REAL NOT NULL,
+  seconds REAL NOT NULL,
+  UNIQUE (episode_id, request, occurrence)
+) STRICT;
+
+CREATE TABLE attempts (
+  id INTEGER PRIMARY KEY,
+  episode_id INTEGER NOT NULL REFERENCES episodes (id),
+  kind TEXT NOT NULL CHECK (kind IN ('call', 'tool')),
+  request BLOB NOT NULL,
+  occurrence INTEGER NOT NULL,
+  state TEXT NOT NULL CHECK (state IN ('started', 'failed')),
+  detail TEXT NOT NULL,
+  started REAL NOT NULL,
+  seconds REAL
+) STRICT;
+CREATE INDEX attempts_by_episode ON attempts (episode_id, request);
+
+CREATE TABLE commits (
+  run_id INTEGER NOT NULL REFERENCES runs (id),
+  seq INTEGER NOT NULL,
+  what TEXT NOT NULL CHECK (what IN ('began', 'solved', 'judged', 'updated', 'kept', 'closed')),
+  position INTEGER,
+  hash TEXT NOT NULL,
+  chain TEXT NOT NULL,
+  created REAL NOT NULL,
+  PRIMARY KEY (run_id, seq)
+) STRICT, WITHOUT ROWID;
+
+CREATE TABLE leases (
+  run_id INTEGER PRIMARY KEY REFERENCES runs (id),
+  owner TEXT NOT NULL,
+  host TEXT NOT NULL,
+  pid INTEGER NOT NULL,
+  expires REAL NOT NULL
+) STRICT;
+"""
+
+MIGRATIONS: tuple[str, ...] = (_V1,)
+
+
+def check(conn: sqlite3.Connection, path: str) -> bool:
+    """Whether the file is current; False: it wants `migrate`.
+
+    Raises:
+        NotADatabase: another program's database.
+        SchemaTooNew: written by a later version.
+    """
+    application = conn.execute("PRAGMA application_id").fetchone()[0]
+    version = conn.execute("PRAGMA user_version").fetchone()[0]
+    if application != APPLICATION_ID:
+        if application or version or conn.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
+            raise NotADatabase(f"{path} is a SQLite database of another program: choose another file for the memory")
+        return False
+    if version > len(MIGRATIONS):
+        raise SchemaTooNew(
+            f"{path} has schema {version}, this version of connect-the-dots knows up to {len(MIGRATIONS)}: upgrade it "
+            "(pip install -U connect-the-dots) to open the file"
+        )
+    return bool(version == len(MIGRATIONS))
+
+
+def migrate(conn: sqlite3.Connection) -> None:
+    """Bring the file to the current schema, by sqlite-utils' migrations: each in a transaction, each once, each on record."""
+    from sqlite_utils import Database, Migrations
+
+    steps = Migrations("cod_agent")
+    for number, sql in enumerate(MIGRATIONS, 1):
+
+        def step(db: Database, sql: str = sql, number: int = number) -> None:
+            for statement in filter(str.strip, sql.split(";\n")):
+                db.conn.execute(statement)
+            db.conn.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+            db.conn.execute(f"PRAGMA user_version = {number}")
+
+        step.__name__ = f"v{number}"
+        steps()(step)
+    steps.apply(Database(conn))

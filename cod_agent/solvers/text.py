@@ -1,0 +1,33 @@
+"""The default solver: a dialogue between the model and a text environment, or one question where there is none."""
+
+from __future__ import annotations
+
+from cod_agent.context import Prompts, message
+from cod_agent.errors import UsageError
+from cod_agent.journal.boundary import Boundary
+from cod_agent.tasks import Task
+
+
+class TextSolver:
+    """Observation in, answer out, until the environment says it is over.
+
+    Args:
+        prompts: how the first message is worded; later ones are the bare observations.
+    """
+
+    def __init__(self, prompts: Prompts) -> None:
+        self._prompts = prompts
+
+    async def __call__(self, task: Task, context: str, tools: Boundary) -> str:
+        if len(tools):
+            raise UsageError("this task has tools, which a text dialogue cannot call: give CoDAgent(solver=AgentScopeSolver(...)) or your own")
+        if not tools.in_environment:
+            return (await tools.ask(self._prompts.solve(task, context, None))).text
+        seen = await tools.observe()
+        said = self._prompts.solve(task, context, seen)
+        answer = ""
+        while not seen.done:
+            answer = (await tools.ask(said)).text
+            seen = await tools.act(answer)
+            said = [*said, message("assistant", ("model", answer)), message("user", ("environment", seen.text))]
+        return answer
