@@ -33,7 +33,9 @@ def _conversations() -> list[list[Message]]:
     """Prompts as the runtime shows them, from lives of the perfect player, and some that nobody meant."""
     world, player = FrozenLake("small", 3, form="compact"), PLAYERS["perfect"](Random(0))
     out: list[list[Message]] = []
-    for pack, note in zip(world.packs(8, 1), ["", "null", "Up: Direction 1", "Left: Direction 2\nRight: Direction 4"] * 2, strict=True):
+    for pack, note in zip(
+        world.packs(8, 1), ["", "null", "Up: Direction 1", "Left: Direction 2\nRight: Direction 4"] * 2, strict=True
+    ):
         session = world.start(pack[0])
         seen = session.reset()
         said = COMPACT.solve(pack[0], note, seen)
@@ -126,7 +128,22 @@ def test_llama_cpp_tokenises_as_the_tokenizer_file_says(policy: Path, llama_cpp:
     tokenizer = tokenizers.Tokenizer.from_file(str(policy / "tokenizer.json"))
     texts = ODD_TEXTS + [text for said in CONVERSATIONS for text in (llama_cpp.prompt(said), said[-1].content)]
     dice = Random(1)
-    pieces = ["Up:", " Direction 3", "@..#", "\n", "é", " ", "<context>", "null", "Direction", "4", "🧊", "#", "<|end|>", "a"]
+    pieces = [
+        "Up:",
+        " Direction 3",
+        "@..#",
+        "\n",
+        "é",
+        " ",
+        "<context>",
+        "null",
+        "Direction",
+        "4",
+        "🧊",
+        "#",
+        "<|end|>",
+        "a",
+    ]
     texts += ["".join(pieces[int(dice.random() * len(pieces))] for _ in range(12)) for _ in range(300)]
     for text in texts:
         assert llama_cpp.tokens(text) == tokenizer.encode(text, add_special_tokens=False).ids, text
@@ -135,7 +152,12 @@ def test_llama_cpp_tokenises_as_the_tokenizer_file_says(policy: Path, llama_cpp:
 def test_the_words_of_the_protocol_are_atoms(policy: Path):
     tokenizers = pytest.importorskip("tokenizers")
     tokenizer = tokenizers.Tokenizer.from_file(str(policy / "tokenizer.json"))
-    for text, count in {"Left: Direction 3": 2, "Up? Direction 1": 2, "blocked: Direction 4": 2, "@.#*\n..#": 3}.items():
+    for text, count in {
+        "Left: Direction 3": 2,
+        "Up? Direction 1": 2,
+        "blocked: Direction 4": 2,
+        "@.#*\n..#": 3,
+    }.items():
         assert len(tokenizer.encode(text, add_special_tokens=False).ids) == count
 
 

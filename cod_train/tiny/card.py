@@ -8,14 +8,26 @@ from cod_train.tiny.clone import Progress, Recipe
 from cod_train.tiny.evaluate import Position
 
 _ABOUT = {
-    "embedded": """Cloned from the scripted player `perfect`, which explores cleanly and takes notes. It is what `cod demo` runs: a real
+    "embedded": """\
+Cloned from the scripted player `perfect`, which explores cleanly and takes notes. It is what `cod demo` runs: a real
 language model, small enough for any machine, that uses what it wrote down after the tasks before.""",
-    "embedded-base": """`embedded`, made weak on purpose: a short second stage imitates a player that often answers at random and loses or
-garbles lines of its notes. It is a start for reinforcement learning. **It has once known how to do better**, and what training
-recovers from it must be told apart from what training discovers: say how this base was made beside every figure.""",
-    "naive-base": """Cloned from the scripted player `memoryless`, which explores cleanly within a task but never reads or writes a note: in its
-training every note is `null`. It is kept for comparison, as the start that never knew what notes are for.""",
+    "embedded-base": """\
+`embedded`, made weak on purpose: a short second stage imitates a player that often answers at random and loses or
+garbles lines of its notes. It is a start for reinforcement learning. **It has once known how to do better**, and what
+training recovers from it must be told apart from what training discovers: say how this base was made beside every
+figure.""",
+    "naive-base": """\
+Cloned from the scripted player `memoryless`, which explores cleanly within a task but never reads or writes a note: in
+its training every note is `null`. It is kept for comparison, as the start that never knew what notes are for.""",
 }
+
+_MEANING = """\
+Packs of the eval split, whose maps never occur in training, not even turned or mirrored; temperature 1; mean success
+with 95 % Wilson intervals, which cover the luck of the evaluation only, not that of the training."""
+
+_NOT = """\
+It speaks the compact form of FrozenLake-Obscure on 3x3 and 4x4 maps and nothing else: no English, no other world, no
+larger maps. It shows that the machinery works with a real model; it says nothing about how large models behave."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,11 +40,13 @@ class Measured:
     control: list[Position]
 
 
-def card(policy: str, recipe: Recipe, progress: Progress, *, seed: int, parameters: int, measured: list[Measured]) -> str:
+def card(
+    policy: str, recipe: Recipe, progress: Progress, *, seed: int, parameters: int, measured: list[Measured]
+) -> str:
     """The text of `CARD.md`."""
     teacher = recipe.teacher
     facts = {
-        "parameters": f"{parameters:,} (Llama: width 64, 4 layers, 2 heads of 32, MLP 192, tied embeddings, 1,024 positions)",
+        "parameters": f"{parameters:,} (Llama: width 64, 4 layers, 2 heads of 32, MLP 192, tied, 1,024 positions)",
         "made by": f"`python -m cod_train.tiny clone --policy {policy} --out DIR --seed {seed}`",
         "started from": f"`{recipe.start}`" if recipe.start else f"random weights, seed {seed}",
         "steps": f"{progress.step:,} of {recipe.packs} lives of 4 tasks, "
@@ -46,18 +60,12 @@ def card(policy: str, recipe: Recipe, progress: Progress, *, seed: int, paramete
     }
     lines = [f"# {policy}", "", _ABOUT.get(policy, ""), "", "| | |", "| --- | --- |"]
     lines += [f"| {key} | {value} |" for key, value in facts.items()]
-    lines += ["", "## Reward by position", ""]
-    lines += ["Packs of the eval split, whose maps never occur in training, not even turned or mirrored; temperature 1; mean"]
-    lines += ["success with 95 % Wilson intervals, which cover the luck of the evaluation only, not that of the training.", ""]
+    lines += ["", "## Reward by position", "", _MEANING, ""]
     for result in measured:
         lines += [f"`frozen-lake:{result.preset}`, seed {result.seed}:", "", *_table(result), ""]
     lines += [f"Measured by `python -m cod_train.tiny evaluate DIR --seed {measured[0].seed}`.", ""] if measured else []
     lines += ["## What it is not", "", _NOT, ""]
     return "\n".join(lines)
-
-
-_NOT = """It speaks the compact form of FrozenLake-Obscure on 3x3 and 4x4 maps and nothing else: no English, no other world, no
-larger maps. It shows that the machinery works with a real model; it says nothing about how large models behave."""
 
 
 def _table(result: Measured) -> list[str]:

@@ -1,8 +1,8 @@
 """Cloning: a Llama of a quarter of a million parameters learns to play and to take notes like a scripted player.
 
-The initial deviation 1/sqrt(fan_in) matters most (with the usual 0.02 a model this narrow never learns to copy from its
-note), then early batches of random pairs to look up (`transcripts.induction`), then clean targets. Training is a function
-of the recipe and the seed; it can be stopped at any time and goes on from its checkpoint.
+The initial deviation 1/sqrt(fan_in) matters most (with the usual 0.02 a model this narrow never learns to copy from
+its note), then early batches of random pairs to look up (`transcripts.induction`), then clean targets. Training is a
+function of the recipe and the seed; it can be stopped at any time and goes on from its checkpoint.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Recipe:
     teacher: Teacher = field(default_factory=Teacher)
     start: str | None = None
     """The policy whose weights it starts from; None: random ones."""
-    steps: int = 8000
+    steps: int = 6000
     packs: int = 8
     """Lives of four tasks in each step."""
     rate: float = 3e-3
@@ -50,7 +50,7 @@ RECIPES: dict[str, Recipe] = {
         rate=1e-3,
         induction=0,
     ),
-    "naive-base": Recipe(Teacher(remember=False)),
+    "naive-base": Recipe(Teacher(remember=False), steps=5000),
 }
 
 

@@ -1,7 +1,9 @@
-"""One Hugging Face directory that transformers, verl and vLLM load, and its GGUF file for llama.cpp, which say the same.
+"""One Hugging Face directory that transformers, verl and vLLM load, and its GGUF file for llama.cpp, which say the
+same.
 
-Weights are rounded to fp16 once; the GGUF file holds the rounded values as f32, because llama.cpp computes f16 weights in
-reduced precision. Then tokens are equal and log-probabilities agree to about 1e-5 (with an f32 cache, without flash attention).
+Weights are rounded to fp16 once; the GGUF file holds the rounded values as f32, because llama.cpp computes f16
+weights in reduced precision. Then tokens are equal and log-probabilities agree to about 1e-5 (with an f32 cache,
+without flash attention).
 
 Source: the GGUF specification and the tensor names of llama.cpp's `llama` architecture.
 """

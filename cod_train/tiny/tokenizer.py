@@ -1,8 +1,8 @@
 """The tokenizer of the tiny policies: every fact is one repeated pair of tokens, and any other text still encodes.
 
-A quarter of a million parameters learn to copy `Left:` ` Direction 3` from a note if that is two tokens, always the same
-two. So the words of the compact protocol are atomic added tokens, and each row of a 3x3 or 4x4 map is one token of a
-byte-level BPE, whose merges are learnt from just these rows and words; everything else falls apart into bytes.
+A quarter of a million parameters learn to copy `Left:` ` Direction 3` from a note if that is two tokens, always the
+same two. So the words of the compact protocol are atomic added tokens, and each row of a 3x3 or 4x4 map is one token
+of a byte-level BPE, whose merges are learnt from just these rows and words; everything else falls apart into bytes.
 """
 
 from __future__ import annotations
@@ -29,7 +29,22 @@ CHAT_TEMPLATE = (
     "{% if add_generation_prompt %}<|assistant|>{% endif %}"
 )
 
-_WORDS = ("Update", "null", "goal", "hole", "steps", "invalid", " 0", " 1", "Direction", " Direction", "Up", "Down", "Left", "Right")
+_WORDS = (
+    "Update",
+    "null",
+    "goal",
+    "hole",
+    "steps",
+    "invalid",
+    " 0",
+    " 1",
+    "Direction",
+    " Direction",
+    "Up",
+    "Down",
+    "Left",
+    "Right",
+)
 
 
 def _rows() -> list[str]:
@@ -67,4 +82,3 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
     )
     tokenizer.chat_template = CHAT_TEMPLATE
     return tokenizer
-

@@ -1,13 +1,14 @@
 """What a policy is cloned from: lives of scripted players, as token sequences with weighted targets.
 
-Every prompt is made by `cod_agent.context.COMPACT` and answered in a real `FrozenLake` session of the train split, so the
-policy learns on the bytes the runtime will show it. Three things differ from plain imitation:
+Every prompt is made by `cod_agent.context.COMPACT` and answered in a real `FrozenLake` session of the train split, so
+the policy learns on the bytes the runtime will show it. Three things differ from plain imitation:
 
 - Targets are the player's whole choice, not its draw: where it would choose evenly among moves, so does the target.
 - Some turns are *off path*: a random answer without a target, so that the policy also sees where mistakes lead.
 - A life may begin with part of the truth as its note, so that every state of the note is practised.
 
-Observations after an answer are targets too, with a smaller weight: who can predict the next map has understood this one.
+Observations after an answer are targets too, with a smaller weight: who can predict the next map has understood this
+one.
 """
 
 from __future__ import annotations
@@ -117,7 +118,9 @@ class Scribe:
         if not self.teacher.remember:
             return write_note({})
         facts = {move: n for move, n in noted(prompt).items() if dice.random() >= self.teacher.forget}
-        return write_note({m: 1 + below(dice, 4) if dice.random() < self.teacher.garble else n for m, n in facts.items()})
+        return write_note(
+            {m: 1 + below(dice, 4) if dice.random() < self.teacher.garble else n for m, n in facts.items()}
+        )
 
     def _first_note(self, pack: Pack, dice: Random) -> str:
         if not self.teacher.remember or dice.random() >= self.teacher.head_start:
@@ -143,7 +146,9 @@ class Scribe:
 def hidden_mapping(pack: Pack) -> dict[int, str]:
     """The secret of a pack, which only a teacher may see: direction -> move."""
     data = pack.data
-    return draw_mapping(randomness("frozen-lake", data["preset"], data["split"], data["seed"], data["pack"], "directions"))
+    return draw_mapping(
+        randomness("frozen-lake", data["preset"], data["split"], data["seed"], data["pack"], "directions")
+    )
 
 
 def _even(counts: Counter[int]) -> Counter[int]:
@@ -156,9 +161,7 @@ def lives(scribe: Scribe, seed: int, step: int, packs: int) -> list[Sample]:
     dice = randomness("clone", seed, step)
     worlds = [FrozenLake(preset, seed, split="train", form="compact") for preset in ("small", "small", "small", "tiny")]
     return [
-        sample
-        for i in range(packs)
-        for sample in scribe.life(worlds[i % len(worlds)].pack(4, step * packs + i), dice)
+        sample for i in range(packs) for sample in scribe.life(worlds[i % len(worlds)].pack(4, step * packs + i), dice)
     ]
 
 

@@ -44,8 +44,7 @@ class Preset:
     steps: int
     """Steps after which the episode is over."""
     length_penalty: float = 0.0
-    """What a trainer may take off a success times steps used / steps allowed. Rewards reported here are plain
-    success."""
+    """What a trainer may take off a success, times steps used over steps allowed. Rewards here are plain success."""
 
 
 PRESETS: dict[str, Preset] = {
@@ -77,8 +76,7 @@ class Lake:
     holes: frozenset[int]
 
     def cells(self, player: int | None = None) -> str:
-        """The map as one character a cell, rows joined: `@` player (default: at the start), `*` goal, `#` hole, `.`
-        ice."""
+        """The map, one character a cell: `@` player (default: at the start), `*` goal, `#` hole, `.` ice."""
         at = self.start if player is None else player
         return "".join(
             "@" if i == at else "*" if i == self.goal else "#" if i in self.holes else "." for i in range(self.size**2)
@@ -86,8 +84,7 @@ class Lake:
 
 
 def randomness(*names: object) -> Random:
-    """A generator that depends on `names` alone, equal in every process and Python version. Draw with `.random()`
-    only."""
+    """A generator that depends on `names` alone, in every process and Python version. Draw with `.random()` only."""
     digest = hashlib.sha256("\x1f".join(map(str, names)).encode()).digest()
     return Random(int.from_bytes(digest, "big"))
 

@@ -3,8 +3,7 @@
 What an agent finds out in one task (by walking) helps in the next ones (by remembering), and nothing else does: maps
 are drawn anew for every task. The ice is not slippery. Success is worth 1, everything else 0.
 
-Two forms say the same thing. The natural one explains itself; the compact one, which the shipped tiny policies speak,
-is
+Two forms say the same thing. The natural one explains itself; the compact one, for the shipped tiny policies, is
 
     @.#*          the player, ice, a hole, the goal
     ....
@@ -41,17 +40,18 @@ from cod_agent.tasks import Feedback, Observation, Pack, Task
 
 WORLD = "frozen-lake"
 
-RULES = """You walk on a frozen lake, from where you stand (P) to the goal (G). F is ice, which holds you; H is a hole, and \
-who steps into a hole has lost. The ice is not slippery: a step goes one cell up, down, left or right, and a step over the \
-edge leaves you where you are.
+RULES = """\
+You walk on a frozen lake, from where you stand (P) to the goal (G). F is ice, which holds you; H is a hole, and \
+who steps into a hole has lost. The ice is not slippery: a step goes one cell up, down, left or right, and a \
+step over the edge leaves you where you are.
 
-You can only name one of four numbered directions, 1, 2, 3 and 4. Each of them is one of the four moves (up, down, left, \
-right), a different one each, but which is which is not told. Assume nothing about it beforehand: every assignment is \
-equally likely. It is the same for all tasks of this series, while the map is a new one each time. So what you find out by \
-trying also helps in later tasks.
+You can only name one of four numbered directions, 1, 2, 3 and 4. Each of them is one of the four moves (up, \
+down, left, right), a different one each, but which is which is not told. Assume nothing about it beforehand: \
+every assignment is equally likely. It is the same for all tasks of this series, while the map is a new one each \
+time. So what you find out by trying also helps in later tasks.
 
-Each turn you see the effect of your last step and the whole map. Rows are counted from the top and columns from the left, \
-both from 0. You have {steps} steps to reach the goal.
+Each turn you see the effect of your last step and the whole map. Rows are counted from the top and columns from \
+the left, both from 0. You have {steps} steps to reach the goal.
 
 Answer each turn with exactly one direction between answer tags, for example:
 <answer>3</answer>
@@ -106,9 +106,7 @@ class LakeSession:
             raise UsageError("this lake is behind you: the episode is over, start the task again to walk it once more")
         direction = parse_answer(answer, self._form)
         if direction is None:
-            return self._end(
-                "invalid", "invalid" if self._form == "compact" else "Nothing moved: the answer was malformed."
-            )
+            return self._end("invalid", "invalid" if self._form == "compact" else "You did not move.")
         before, self._step = self._at, self._step + 1
         move = self._mapping[direction]
         self._at = neighbours(self._lake.size)[before].get(move, before)
