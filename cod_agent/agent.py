@@ -63,6 +63,7 @@ class CoDAgent:
         max_context: longest context, in characters; a longer one is refused.
         updates: False gives every solve episode the empty context and writes none (the control "no-context").
         redact: applied to every text before it is sent or stored.
+        settings: anything else to keep with its runs (JSON), such as the arguments of the program that lives them.
         on_doubt: decides "repeat" or "fail" for a tool declared `on_crash="ask"` that was running when the process died.
 
     Raises:
@@ -83,11 +84,13 @@ class CoDAgent:
         max_context: int = 4000,
         updates: bool = True,
         redact: Redact | None = None,
+        settings: dict[str, Any] | None = None,
         on_doubt: Callable[[str, Any], str] | None = None,
     ) -> None:
         self.name, self.environment, self.tools = name, environment, tuple(tools)
         self.max_context, self.updates = max_context, updates
         self._solver, self._prompts, self._redact, self._on_doubt = solver, prompts, redact, on_doubt
+        self._settings = settings or {}
         self._model = _resolve(model, environment) if isinstance(model, str) else model
         self._owns_model = isinstance(model, str)
         self._owns_memory = not isinstance(memory, Memory)
@@ -308,7 +311,7 @@ class CoDAgent:
         if name in self._runs:
             return self._runs[name]
         world = environment or self.environment
-        settings = {"max_context": self.max_context, "updates": self.updates}
+        settings = {**self._settings, "max_context": self.max_context, "updates": self.updates}
         said = {
             "environment": getattr(world, "name", None) if world else None,
             "pack": {"id": pack.id, **pack.data} if pack else None,

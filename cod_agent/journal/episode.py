@@ -41,7 +41,15 @@ from cod_agent.memory.content import (
     write_request,
 )
 from cod_agent.memory.database import Memory
-from cod_agent.memory.hashing import canonical, compact, request_hash, value_hash
+from cod_agent.memory.hashing import (
+    call_hash,
+    canonical,
+    checksum,
+    compact,
+    effect_hash,
+    effect_key,
+    request_hash,
+)
 from cod_agent.completions import Completion, Tokens
 
 T = TypeVar("T")
@@ -277,13 +285,23 @@ class Episode:
             shared = shared or 0
             blobs = (pack_ids(prompt[shared:]), pack_ids(tokens.sampled), pack_floats(tokens.logprobs))
         usage = completion.usage or (None, None)
+        said = {
+            "style": request.style,
+            "finish_reason": completion.finish_reason,
+            "weights": completion.weights,
+            "inexact": completion.inexact,
+            "on_policy": on_policy,
+            "usage": usage,
+        }
+        exact = tokens and (tokens.prompt, tokens.sampled, blobs[2] or b"")
+        hashed = call_hash(request.key, request.occurrence, node.hash, said, exact)
         made = conn.execute(
-            "INSERT INTO calls (episode_id, request, occurrence, head_id, prompt_id, style, answer_id, envelope, finish_reason,"
+            "INSERT INTO calls (episode_id, request, occurrence, head_id, prompt_id, style, answer_id, envelope, envelope_crc, finish_reason,"
             " model, weights, prompt_base_id, prompt_shared, prompt_ids, sampled_ids, logprobs, on_policy, inexact, prompt_tokens,"
-            " sampled_tokens, hash, started, seconds) VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)",
-            (self.id, request.key, request.occurrence, head_id, prompt_id, request.style, answer_id, envelope,
+            " sampled_tokens, hash, started, seconds) VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)",
+            (self.id, request.key, request.occurrence, head_id, prompt_id, request.style, answer_id, envelope, checksum(envelope),
              completion.finish_reason, str(request.params.get("model", "")), completion.weights, base, shared, *blobs, int(on_policy), completion.inexact, *usage,
-             call_hash(request.key, request.occurrence, node.hash, completion), started, seconds),
+             hashed, started, seconds),
         )  # fmt: skip
         return int(made.lastrowid or 0)
 
@@ -372,24 +390,6 @@ class Episode:
             )
 
         await self.memory.write(store)
-
-
-def effect_key(kind: str, name: str, arguments: Any) -> bytes:
-    return sha256(canonical([kind, name, arguments]).encode()).digest()
-
-
-def effect_hash(key: bytes, occurrence: int, result: str, snapshot: str | None) -> bytes:
-    return sha256(canonical([key.hex(), occurrence, result, snapshot]).encode()).digest()
-
-
-def call_hash(key: bytes, occurrence: int, answer: bytes, completion: Completion) -> bytes:
-    """A call's content: its key, its answer, its exact tokens."""
-    said: list[Any] = [key.hex(), occurrence, answer.hex(), completion.finish_reason, completion.inexact]
-    if completion.tokens is not None:
-        tokens = completion.tokens
-        # float32, as stored: what is hashed must be what can be read back.
-        said += [value_hash(list(tokens.prompt)), value_hash(list(tokens.sampled)), pack_floats(tokens.logprobs).hex()]
-    return sha256(canonical(said).encode()).digest()
 
 
 def _answer_of(row: dict[str, Any], message: dict[str, Any], tokens: Tokens | None) -> Answer:

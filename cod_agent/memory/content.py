@@ -1,6 +1,6 @@
 """Content stored once: conversations as trees of messages, token ids by shared prefix, requests rebuilt from their parts.
 
-A message row is a node: its hash covers its own text and its parent's hash, so that a conversation is named by its last
+A message row is a node: its hash covers its own text, where that came from, and its parent's hash, so that a conversation is named by its last
 node and the 200th request of an episode adds one or two rows. A request is a head (everything but the messages) and a
 node. Token ids are int32, log-probabilities float32, little-endian; ids are compressed with zlib.
 """
@@ -33,7 +33,7 @@ class Node:
 
 def link(parent: bytes, body: str, labels: str) -> Node:
     """The node of a message under `parent` (the hash of the message before it, or b"")."""
-    return Node(node_hash(parent, body), body, labels)
+    return Node(node_hash(parent, body, labels), body, labels)
 
 
 def store_nodes(conn: sqlite3.Connection, cache: dict[bytes, int], nodes: Sequence[Node]) -> int | None:

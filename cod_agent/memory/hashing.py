@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable
+import zlib
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 
@@ -30,14 +31,50 @@ def value_hash(value: Any) -> str:
     return text_hash(canonical(value))
 
 
-def node_hash(parent: bytes, body: str) -> bytes:
-    """A message's hash: of the conversation up to it and itself."""
-    return hashlib.sha256(parent + body.encode("utf-8", "surrogatepass")).digest()
+def node_hash(parent: bytes, body: str, labels: str) -> bytes:
+    """A message's hash: of the conversation up to it, of itself, and of where its text came from."""
+    return hashlib.sha256(b"\0".join((parent, labels.encode(), body.encode("utf-8", "surrogatepass")))).digest()
 
 
 def request_hash(head: bytes, leaf: bytes) -> bytes:
     """A call's request: its head (everything but the messages) and the last message's node."""
     return hashlib.sha256(head + leaf).digest()
+
+
+def call_hash(
+    key: bytes,
+    occurrence: int,
+    answer: bytes,
+    said: dict[str, Any],
+    tokens: tuple[Sequence[int], Sequence[int], bytes] | None,
+) -> bytes:
+    """A call's content: its key, its answer's node, what was said beside it, its exact tokens.
+
+    Args:
+        said: style, finish_reason, weights, inexact, on_policy and usage, as the columns have them.
+        tokens: prompt ids, sampled ids, and the log-probabilities as stored: what is hashed must be what can be read back.
+    """
+    exact = tokens and [value_hash(list(tokens[0])), value_hash(list(tokens[1])), tokens[2].hex()]
+    return _sha256([key.hex(), occurrence, answer.hex(), said, exact])
+
+
+def effect_key(kind: str, name: str, arguments: Any) -> bytes:
+    """A tool's call or a step: what was asked for."""
+    return _sha256([kind, name, arguments])
+
+
+def effect_hash(key: bytes, occurrence: int, result: str, snapshot: str | None) -> bytes:
+    """A tool's call or a step with what came of it."""
+    return _sha256([key.hex(), occurrence, result, snapshot])
+
+
+def checksum(text: str) -> int:
+    """Of what a server said beside the answer (its ids and times): guarded against damage, but no part of any chain."""
+    return zlib.crc32(text.encode("utf-8", "surrogatepass"))
+
+
+def _sha256(value: Any) -> bytes:
+    return hashlib.sha256(canonical(value).encode("utf-8", "surrogatepass")).digest()
 
 
 def digest(hashes: Iterable[bytes]) -> str:

@@ -74,6 +74,7 @@ def open_run(
         lease.take(conn, row[0], agent, name)
         return Run(row[0], agent, name, row[1])
     said = {"agent": agent, "run": name, "environment": environment, "pack": pack, "length": length}
+    said |= {"model": model, "settings": settings}
     made = conn.execute(
         "INSERT INTO runs (agent, name, environment, pack, length, model, settings, created) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
         (agent, name, environment, pack and canonical(pack), length, model, canonical(settings), time.time()),
@@ -240,6 +241,7 @@ def updated(
     ).lastrowid
     conn.execute("UPDATE tasks SET state = 'updated' WHERE id = ?", (known.id,))
     said = {"episode": made, "version": version, "context": text_hash(body), "parent": parent.hash, "sources": sources}
+    said["weights"] = weights[0] if weights else ""
     commit(conn, run.id, "updated", known.position, said)
     return Context(int(new_id or 0), run.id, version, body, text_hash(body))
 

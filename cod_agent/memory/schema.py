@@ -94,6 +94,7 @@ CREATE TABLE calls (
   style TEXT NOT NULL,
   answer_id INTEGER REFERENCES messages (id),
   envelope TEXT,
+  envelope_crc INTEGER NOT NULL,
   finish_reason TEXT NOT NULL,
   model TEXT NOT NULL,
   weights TEXT NOT NULL,
