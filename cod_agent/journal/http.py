@@ -11,12 +11,11 @@ The SDK speaks httpx (openai 2) or httpx2 (openai 3); the transport is built for
 
 from __future__ import annotations
 
-import contextlib
 import json
 import time
+import urllib.parse
 import urllib.request
 from collections.abc import AsyncIterator
-from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import cache
 from hashlib import sha256
@@ -42,9 +41,6 @@ class Prepared:
     """Set by the transport once the answer may be seen."""
 
 
-PREPARED: ContextVar[Prepared | None] = ContextVar("cod_prepared", default=None)
-
-
 @cache
 def http_module() -> ModuleType:
     """httpx2 or httpx: the one the installed OpenAI SDK speaks."""
@@ -52,6 +48,30 @@ def http_module() -> ModuleType:
 
     name = "httpx2" if int(openai.__version__.split(".")[0]) >= 3 else "httpx"
     return __import__(name)
+
+
+async def attempt(call: Prepared, http_request: Any, inner: Any) -> Any:
+    """One attempt of a call of our own: the response, read to its end; with status 200, `call.answer` is set.
+
+    Raises:
+        ModelGarbled: status 200 with something that is no answer.
+        httpx's transport errors: no answer at all. Either way the failed attempt is on record.
+    """
+    response = await _Call(http_module(), current_episode(), call).live(http_request, inner, call.request)
+    await response.aread()
+    await response.aclose()
+    return response
+
+
+def transport_to(url: str) -> Any:
+    """A plain transport for `url`, through the environment's proxy if it has one for it."""
+    module = http_module()
+    address = urllib.parse.urlsplit(url)
+    proxies = urllib.request.getproxies()
+    proxy = proxies.get(address.scheme) or proxies.get("all")
+    if proxy and urllib.request.proxy_bypass(address.hostname or ""):
+        proxy = None
+    return module.AsyncHTTPTransport(proxy=proxy, limits=module.Limits(max_connections=1000, max_keepalive_connections=100))
 
 
 def recording_client(**options: Any) -> Any:
@@ -84,11 +104,10 @@ def _transport() -> Any:
             self.inner = inner
 
         async def handle_async_request(self, request: Any) -> Any:
-            episode, prepared = current_episode(), PREPARED.get()
-            if prepared is None and (episode is None or request.method != "POST"):
+            episode = current_episode()
+            if episode is None or request.method != "POST":
                 return await self.inner.handle_async_request(request)
-            call = _Call(module, episode, prepared)
-            return await call.answer(request, self.inner)
+            return await _Call(module, episode, None).answer(request, self.inner)
 
         async def aclose(self) -> None:
             await self.inner.aclose()
@@ -106,8 +125,7 @@ class _Call:
     started: float = 0.0
 
     async def answer(self, http_request: Any, inner: Any) -> Any:
-        if self.prepared is not None:
-            return await self._live(http_request, inner, self.prepared.request)
+        """A call of some program: from the record, or made and recorded."""
         episode = self.episode
         if episode is None:
             return await inner.handle_async_request(http_request)
@@ -123,7 +141,7 @@ class _Call:
             known = await episode.replay(request)
             if known is not None:
                 return self._response(http_request, known, bool(request.params.get("stream")))
-            return await self._live(http_request, inner, request)
+            return await self.live(http_request, inner, request)
         except BaseException:
             episode.give_back(request.key, request.occurrence)
             raise
@@ -153,7 +171,8 @@ class _Call:
         kind = "text/event-stream" if stream else "application/json"
         return self.module.Response(200, headers={"content-type": kind}, content=content, request=http_request)
 
-    async def _live(self, http_request: Any, inner: Any, request: Request) -> Any:
+    async def live(self, http_request: Any, inner: Any, request: Request) -> Any:
+        """Make the attempt; what it answers is on disk before it can be read to its end."""
         self.started = time.time()
         try:
             response = await inner.handle_async_request(http_request)
@@ -306,13 +325,3 @@ def clean_request(request: Request, episode: Episode) -> Request:
 def _with_body(module: ModuleType, request: Any, body: bytes) -> Any:
     headers = [(k, v) for k, v in request.headers.items() if k.lower() != "content-length"]
     return module.Request(request.method, request.url, headers=headers, content=body, extensions=request.extensions)
-
-
-@contextlib.contextmanager
-def prepared(call: Prepared) -> Any:
-    """Our own model's calls inside this block are `call`."""
-    token = PREPARED.set(call)
-    try:
-        yield call
-    finally:
-        PREPARED.reset(token)

@@ -1,8 +1,10 @@
-"""One file, one writer: every read and write of a process goes through one connection on one thread.
+"""One file, one connection per process: transactions that agents of one event loop ask for together are committed together.
 
-Writers hand over functions; whatever waits when the thread gets round to it is committed together, in one `BEGIN IMMEDIATE`
-transaction with a savepoint each, so that many agents share one fsync and one agent's mistake rolls back alone. `write` returns
-when its transaction is on disk (synchronous=FULL, unless the file was opened with durable=False).
+Writers hand over functions. What was asked for in the same turn of the loop becomes one `BEGIN IMMEDIATE` transaction with a
+savepoint each, so that many agents share one fsync and one agent's mistake rolls back alone. `write` returns when its
+transaction is on disk (synchronous=FULL, unless the file was opened with durable=False). A commit is made right on the loop's
+thread, which is several times cheaper than handing it to another; where the disk is slow, or another process has the lock, a
+worker thread waits instead of the loop, and whatever is asked for meanwhile forms the next transaction.
 
 SQLite 3.7.0 to 3.51.2 (but 3.44.6 and 3.50.7) can corrupt a file in WAL mode when two connections write or checkpoint at the
 same instant (the "WAL-reset" fault). On those versions the writers of all processes take turns by a lock on FILE.lock,
@@ -15,11 +17,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import queue
 import sqlite3
 import threading
+import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -33,12 +35,12 @@ except ImportError:  # Windows
 
 T = TypeVar("T")
 Job = Callable[[sqlite3.Connection], T]
-
-_Settle = Callable[[Any, BaseException | None], None]
-_Item = tuple[Job[Any], bool, _Settle]
+_Result = tuple[Any, BaseException | None]
 
 BUSY_SECONDS = 30.0
 _LARGEST_BATCH = 256
+_SLOW_SECONDS = 0.005
+"""A commit that took longer than this on average sends the next ones to a worker thread."""
 
 
 def wal_fault(version: tuple[int, ...] = sqlite3.sqlite_version_info) -> bool:
@@ -79,13 +81,18 @@ class Memory:
         self.path = str(path)
         self.durable = durable
         self.cache: dict[bytes, int] = {}
-        """Row ids of content already stored (messages and heads by hash); only touched on the writer thread."""
+        """Row ids of content already stored (messages and heads by hash); only touched inside a job."""
         self._uses = 1
-        self._jobs: queue.SimpleQueue[_Item | None] = queue.SimpleQueue()
-        opened: Future[None] = Future()
-        self._thread = threading.Thread(target=self._serve, args=(opened,), name=f"memory {self.path}", daemon=True)
-        self._thread.start()
-        opened.result()
+        self._lock = threading.Lock()
+        self._queues: dict[asyncio.AbstractEventLoop, _Queue] = {}
+        self._commit_seconds = 0.0
+        self._guard: Any = None
+        try:
+            self._conn = self._connect()
+        except sqlite3.Error as error:
+            raise translate(error, self.path) from error
+        except OSError as error:
+            raise StoreFull(f"{self.path} cannot be opened ({error}): choose another place, or mend its permissions") from error
 
     @classmethod
     def open(cls, path: str | Path, *, durable: bool = True) -> Memory:
@@ -100,15 +107,17 @@ class Memory:
             return memory
 
     def close(self) -> None:
-        """Finish what waits and close the file, once every `open` is closed."""
+        """Close the file, once every `open` is closed. Writes that were awaited are on disk already."""
         with self._registry:
             self._uses -= 1
             if self._uses:
                 return
             for key in [key for key, memory in self._open.items() if memory is self]:
                 del self._open[key]
-        self._jobs.put(None)
-        self._thread.join()
+        with self._lock, contextlib.suppress(sqlite3.Error), self._turn():
+            self._conn.close()
+        if self._guard is not None:
+            self._guard.close()
 
     async def write(self, job: Job[T]) -> T:
         """Run `job` in a transaction; returns once it is on disk.
@@ -116,68 +125,38 @@ class Memory:
         Raises:
             StoreBusy, StoreFull: nothing of the job is stored.
         """
-        return await self._ask(job, True)
+        loop = asyncio.get_running_loop()
+        queue = self._queues.get(loop)
+        if queue is None:
+            # Loops come and go (the sync twins bring one each): forget those that are over.
+            self._queues = {known: kept for known, kept in self._queues.items() if not known.is_closed()}
+            queue = self._queues[loop] = _Queue(self, loop)
+        return await queue.ask(job)  # type: ignore[no-any-return]
 
     async def read(self, job: Job[T]) -> T:
         """Run `job` outside of a transaction of its own; it must not write."""
-        return await self._ask(job, False)
+        return self.read_sync(job)
 
     def write_sync(self, job: Job[T]) -> T:
         """`write` for code without an event loop."""
-        return self._wait(job, True)
+        ((value, error),) = self._commit([job])
+        if error is not None:
+            raise error
+        return value  # type: ignore[no-any-return]
 
     def read_sync(self, job: Job[T]) -> T:
         """`read` for code without an event loop."""
-        return self._wait(job, False)
+        with self._lock:
+            try:
+                return job(self._conn)
+            except sqlite3.Error as error:
+                raise translate(error, self.path) from error
 
-    def _wait(self, job: Job[T], writes: bool) -> T:
-        future: Future[T] = Future()
-
-        def settle(value: Any, error: BaseException | None) -> None:
-            future.set_result(value) if error is None else future.set_exception(error)
-
-        self._jobs.put((job, writes, settle))
-        return future.result()
-
-    async def _ask(self, job: Job[T], writes: bool) -> T:
-        loop = asyncio.get_running_loop()
-        future: asyncio.Future[T] = loop.create_future()
-
-        def settle(value: Any, error: BaseException | None) -> None:
-            # The loop may be gone: its owner was stopped while the commit was on its way. The commit stands.
-            with contextlib.suppress(RuntimeError):
-                loop.call_soon_threadsafe(_resolve, future, value, error)
-
-        self._jobs.put((job, writes, settle))
-        return await future
-
-    # ---- the writer thread ----
-
-    def _serve(self, opened: Future[None]) -> None:
-        try:
-            conn = self._connect()
-        except sqlite3.Error as error:
-            opened.set_exception(translate(error, self.path))
-            return
-        except BaseException as error:
-            opened.set_exception(error)
-            return
-        opened.set_result(None)
-        while (item := self._jobs.get()) is not None:
-            batch = [item]
-            while item[1] and len(batch) < _LARGEST_BATCH and not self._jobs.empty():
-                following = self._jobs.get()
-                if following is None:
-                    self._jobs.put(None)
-                    break
-                batch.append(following)
-            self._commit(conn, batch)
-        with contextlib.suppress(sqlite3.Error), self._turn():
-            conn.close()
+    # ---- inside ----
 
     def _connect(self) -> sqlite3.Connection:
         Path(self.path).parent.mkdir(parents=True, exist_ok=True)
-        conn = sqlite3.connect(self.path, timeout=BUSY_SECONDS, isolation_level=None)
+        conn = sqlite3.connect(self.path, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False)
         try:
             current = schema.check(conn, self.path)
             with self._lock_file() if not current or wal_fault() else contextlib.nullcontext():
@@ -187,10 +166,11 @@ class Memory:
                     schema.migrate(conn)
             conn.execute(f"PRAGMA synchronous = {'FULL' if self.durable else 'NORMAL'}")
             conn.execute("PRAGMA foreign_keys = ON")
+            if wal_fault() and fcntl is not None:
+                self._guard = open(f"{self.path}.lock", "a")  # noqa: SIM115 (held while the file is open)
         except BaseException:
             conn.close()
             raise
-        self._guard = open(f"{self.path}.lock", "a") if wal_fault() and fcntl else None  # noqa: SIM115 (held while the file is open)
         return conn
 
     @contextlib.contextmanager
@@ -213,51 +193,89 @@ class Memory:
         finally:
             fcntl.flock(self._guard, fcntl.LOCK_UN)
 
-    def _commit(self, conn: sqlite3.Connection, batch: list[_Item]) -> None:
-        results: list[tuple[_Settle, Any, BaseException | None]] = []
-        if not any(writes for _, writes, _ in batch):
-            results = [(settle, *_attempt(job, conn)) for job, _, settle in batch]
-        else:
+    def _free(self) -> bool:
+        """Whether a commit can be made on the loop's thread without keeping it waiting."""
+        if self._commit_seconds > _SLOW_SECONDS or self._lock.locked():
+            return False
+        if self._guard is None:
+            return True
+        try:
+            fcntl.flock(self._guard, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True  # `_turn` takes it again, which is free for who has it
+        except OSError:
+            return False
+
+    def _commit(self, jobs: list[Job[Any]]) -> list[_Result]:
+        """One transaction of all jobs: their results, or the error that kept each from being stored."""
+        with self._lock:
+            conn, started = self._conn, time.perf_counter()
             try:
                 with self._turn():
                     conn.execute("BEGIN IMMEDIATE")
-                    if len(batch) == 1:
-                        results = [(batch[0][2], batch[0][0](conn), None)]
-                    else:
-                        results = [(settle, *self._savepoint(conn, job)) for job, _, settle in batch]
+                    results: list[_Result] = (
+                        [(jobs[0](conn), None)] if len(jobs) == 1 else [self._savepoint(conn, job) for job in jobs]
+                    )
                     conn.execute("COMMIT")
             except BaseException as error:
                 if conn.in_transaction:
                     conn.execute("ROLLBACK")
                 self.cache.clear()
-                results = [(settle, None, error) for _, _, settle in batch]
-        for settle, value, error in results:
-            settle(value, translate(error, self.path) if isinstance(error, sqlite3.Error) else error)
+                results = [(None, error)] * len(jobs)
+            self._commit_seconds += 0.1 * (time.perf_counter() - started - self._commit_seconds)
+        return [(value, translate(e, self.path) if isinstance(e, sqlite3.Error) else e) for value, e in results]
 
-    def _savepoint(self, conn: sqlite3.Connection, job: Job[Any]) -> tuple[Any, BaseException | None]:
+    def _savepoint(self, conn: sqlite3.Connection, job: Job[Any]) -> _Result:
         conn.execute("SAVEPOINT job")
-        value, error = _attempt(job, conn)
-        if error is not None:
-            # Full disks and the like end the transaction by themselves; then the whole batch fails, at COMMIT.
+        try:
+            value = job(conn)
+        except BaseException as error:
+            # Full disks and the like end the transaction by themselves; then the whole batch fails.
             if not conn.in_transaction:
-                raise error
+                raise
             conn.execute("ROLLBACK TO job")
             self.cache.clear()
+            conn.execute("RELEASE job")
+            return None, error
         conn.execute("RELEASE job")
-        return value, error
+        return value, None
 
 
-def _resolve(future: asyncio.Future[Any], value: Any, error: BaseException | None) -> None:
-    if future.done():  # cancelled meanwhile
-        return
-    if error is None:
-        future.set_result(value)
-    else:
-        future.set_exception(error)
+class _Queue:
+    """The writes one event loop asks for."""
 
+    def __init__(self, memory: Memory, loop: asyncio.AbstractEventLoop) -> None:
+        self._memory, self._loop = memory, loop
+        self._waiting: list[tuple[Job[Any], asyncio.Future[Any]]] = []
+        self._busy = False
+        """Whether a flush is scheduled, or under way on the worker."""
+        self._worker: ThreadPoolExecutor | None = None
 
-def _attempt(job: Job[Any], conn: sqlite3.Connection) -> tuple[Any, BaseException | None]:
-    try:
-        return job(conn), None
-    except BaseException as error:
-        return None, error
+    def ask(self, job: Job[Any]) -> asyncio.Future[Any]:
+        future: asyncio.Future[Any] = self._loop.create_future()
+        self._waiting.append((job, future))
+        if not self._busy:
+            self._busy = True
+            self._loop.call_soon(self._flush)
+        return future
+
+    def _flush(self) -> None:
+        batch, self._waiting = self._waiting[:_LARGEST_BATCH], self._waiting[_LARGEST_BATCH:]
+        jobs = [job for job, _ in batch]
+        if self._memory._free():
+            self._settle(batch, self._memory._commit(jobs))
+        else:
+            self._worker = self._worker or ThreadPoolExecutor(1, "cod-memory")
+            working = self._loop.run_in_executor(self._worker, self._memory._commit, jobs)
+            working.add_done_callback(lambda done: self._settle(batch, done.result()))
+
+    def _settle(self, batch: list[tuple[Job[Any], asyncio.Future[Any]]], results: list[_Result]) -> None:
+        self._busy = bool(self._waiting)
+        if self._waiting:
+            self._loop.call_soon(self._flush)
+        for (_, future), (value, error) in zip(batch, results, strict=True):
+            if future.done():  # cancelled meanwhile; the commit stands
+                continue
+            if error is None:
+                future.set_result(value)
+            else:
+                future.set_exception(error)

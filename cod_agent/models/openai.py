@@ -1,16 +1,22 @@
-"""Any OpenAI-compatible endpoint, through the OpenAI SDK's low-level `post` and the journal's transport.
+"""Any OpenAI-compatible endpoint, on the HTTP transport of the OpenAI SDK (httpx or httpx2) rather than on its client.
 
-`chat.completions.create` spends milliseconds on transforming the messages of a long conversation; `post` sends the bytes the
-journal has prepared and keeps the SDK's authentication, base URL, retries (with Retry-After) and errors.
+`chat.completions.create` spends milliseconds on transforming the messages of a long conversation, and the SDK's low-level `post`
+still costs as much again as the request itself (docs/benchmarks.md). So the bytes that the journal has prepared are sent
+as they are, and what the SDK would add is here: the key, the base URL, time-outs, retries with Retry-After, and errors that say what to do.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
+import email.utils
+import json
+import os
+import random
+import time
 from collections.abc import Sequence
 from typing import Any
 
+from cod_agent.completions import Completion, OnDelta
 from cod_agent.context import Message
 from cod_agent.environments.base import Form
 from cod_agent.errors import (
@@ -22,10 +28,23 @@ from cod_agent.errors import (
     ModelUnreachable,
     UsageError,
 )
-from cod_agent.models.base import Completion, OnDelta, Sampling
+from cod_agent.models.base import Sampling
 
 RETRIES = 4
 TIMEOUT = 600.0
+_LONGEST_WAIT = 120.0
+"""Seconds a Retry-After may ask for; an endpoint that wants longer is overloaded."""
+_AGAIN = {408, 409, 429}
+
+EXACT = {
+    "logprobs": True,
+    "return_token_ids": True,
+    # vLLM takes what is not said from the model's generation config; training needs the untouched distribution.
+    "top_k": -1,
+    "min_p": 0.0,
+    "repetition_penalty": 1.0,
+}
+"""What `exact` adds to a request, in vLLM's terms."""
 
 
 class OpenAIModel:
@@ -35,8 +54,7 @@ class OpenAIModel:
         model: the endpoint's name for it.
         sampling: how answers are drawn. Parameters left at None are not sent.
         base_url, api_key: default to OPENAI_BASE_URL and OPENAI_API_KEY; a local server without a key needs none.
-        exact: ask for token ids and log-probabilities in vLLM's terms, and for its untruncated distribution. Endpoints that know no
-            `return_token_ids` refuse it.
+        exact: ask for token ids and log-probabilities of the untruncated distribution (vLLM's terms; others may refuse them).
         stream: read answers as they come (`on_delta`).
         concurrency: most requests under way at once.
         timeout: seconds one attempt may take.
@@ -61,15 +79,13 @@ class OpenAIModel:
         form: Form = "natural",
     ) -> None:
         self.name, self.form = f"openai:{model}", form
-        self._model, self._base_url, self._api_key = model, base_url, api_key
-        self._timeout, self._retries = timeout, retries
-        self._concurrency = concurrency
-        self._params = (sampling or Sampling()).wire() | (_EXACT if exact else {}) | (extra or {})
+        self._model = model
+        self._base_url, self._api_key = base_url, api_key
+        self._timeout, self._retries, self._concurrency = timeout, retries, concurrency
+        self._params = (sampling or Sampling()).wire() | (EXACT if exact else {}) | (extra or {})
         if stream:
             self._params |= {"stream": True, "stream_options": {"include_usage": True}}
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._client: Any = None
-        self._gate = asyncio.Semaphore(concurrency)
+        self._connection: _Connection | None = None
 
     async def complete(self, messages: Sequence[Message], *, on_delta: OnDelta | None = None) -> Completion:
         """One answer; see `Model.complete`."""
@@ -84,100 +100,125 @@ class OpenAIModel:
         request.occurrence = episode.take(request.key)
         try:
             known = await episode.replay(request)
-            if known is not None:
-                return known.completion
-            return await self._send(Prepared(request, on_delta))
+            return known.completion if known is not None else await self._send(Prepared(request, on_delta))
         except BaseException:
             episode.give_back(request.key, request.occurrence)
             raise
 
     async def _send(self, call: Any) -> Completion:
-        import openai
-
-        from cod_agent.journal.http import http_module, prepared
-
-        client = self._connected()
+        connection = self._connected()
         body = call.request.body
+        async with connection.gate:
+            for left in range(self._retries, -1, -1):
+                wait = await self._attempt(connection, call, body, last=not left)
+                if call.answer is not None:
+                    return call.answer.completion  # type: ignore[no-any-return]
+                await asyncio.sleep(min(8.0, 0.5 * 2 ** (self._retries - left)) * random.uniform(0.75, 1) if wait is None else wait)
+        raise ModelError("unreachable")  # pragma: no cover (the last attempt answers or raises)
+
+    async def _attempt(self, connection: _Connection, call: Any, body: bytes, *, last: bool) -> float | None:
+        """One attempt. Seconds the endpoint asks to wait before the next, or None if it says nothing.
+
+        Raises:
+            ModelError: another attempt is pointless, or this was the last.
+        """
+        from cod_agent.journal.http import attempt
+
+        module, where = connection.module, f"{connection.base} ({self.name})"
+        request = module.Request("POST", connection.url, headers=connection.headers, content=body)
+        tried = f"(asked {self._retries + 1} times)"
         try:
-            async with self._gate:
-                with prepared(call):
-                    await client.post(
-                        "/chat/completions",
-                        cast_to=http_module().Response,
-                        content=body,
-                        options={"headers": {"Content-Type": "application/json"}},
-                    )
-        except openai.OpenAIError as error:
-            raise self._explain(error) from error
-        return call.answer.completion  # type: ignore[no-any-return]
+            async with asyncio.timeout(self._timeout):
+                response = await attempt(call, request, connection.transport)
+        except ModelGarbled as error:
+            trouble: ModelError = ModelGarbled(f"{where}: {error}; is it an OpenAI-compatible endpoint? {tried}")
+        except (TimeoutError, module.TimeoutException):
+            trouble = ModelTimeout(
+                f"{where} did not answer within {self._timeout:g} s {tried}: is it overloaded? Raise the time-out, or resume later"
+            )
+        except module.HTTPError as error:
+            said = str(error) or type(error).__name__
+            trouble = ModelUnreachable(f"cannot reach {where}: {said} {tried}; check the address and that the server runs, then resume")
+        else:
+            if response.status_code == 200:
+                return None
+            trouble, wait = _refusal(where, response, tried), _retry_after(response.headers)
+            if not isinstance(trouble, ModelOverloaded) or last or (wait or 0) > _LONGEST_WAIT:
+                raise trouble
+            return wait
+        if last:
+            raise trouble
+        return None
 
-    def _connected(self) -> Any:
+    def _connected(self) -> _Connection:
         loop = asyncio.get_running_loop()
-        if self._client is None or self._loop is not loop:
+        if self._connection is None or self._connection.loop is not loop:
             # Connections belong to an event loop; the sync twins may bring a new one each time.
-            import os
-
-            import openai
-
-            from cod_agent.journal.http import recording_client
-
             key = self._api_key or os.environ.get("OPENAI_API_KEY")
             base = self._base_url or os.environ.get("OPENAI_BASE_URL")
             if key is None and base is None:
                 raise UsageError(
                     "no endpoint is named: set OPENAI_API_KEY for api.openai.com, or OPENAI_BASE_URL (--base-url) for a server of "
-                    "your own; `embedded` needs neither"
+                    "your own; the model `embedded` needs neither"
                 )
-            self._client = openai.AsyncOpenAI(
-                api_key=key or "none",
-                base_url=base,
-                timeout=self._timeout,
-                max_retries=self._retries,
-                http_client=recording_client(timeout=self._timeout),
-            )
-            self._loop, self._gate = loop, asyncio.Semaphore(self._concurrency)
-        return self._client
-
-    def _explain(self, error: Exception) -> ModelError:
-        import openai
-
-        where = f"{self._client.base_url} ({self.name})"
-        cause: BaseException | None = error
-        while cause is not None:
-            if isinstance(cause, ModelGarbled):
-                return ModelGarbled(f"{where}: {cause}; is it an OpenAI-compatible endpoint? (asked {self._retries + 1} times)")
-            cause = cause.__cause__
-        if isinstance(error, openai.APITimeoutError):
-            return ModelTimeout(f"{where} did not answer within {self._timeout:g} s: is it overloaded? Raise the timeout, or resume later")
-        if isinstance(error, openai.APIConnectionError):
-            return ModelUnreachable(f"cannot reach {where}: {error.__cause__ or error}; check the address and that the server runs")
-        if isinstance(error, openai.APIStatusError):
-            said = f"{where} answered {error.status_code}: {_message(error)}"
-            if error.status_code == 401:
-                return ModelRefused(f"{said}; set OPENAI_API_KEY to a key it accepts")
-            if error.status_code == 429 or error.status_code >= 500:
-                return ModelOverloaded(f"{said} (asked {self._retries + 1} times); resume later")
-            return ModelRefused(said)
-        return ModelError(f"{where}: {error}")
+            self._connection = _Connection(loop, base or "https://api.openai.com/v1", key, self._concurrency)
+        return self._connection
 
     async def aclose(self) -> None:
         """Close the connections."""
-        if self._client is not None:
-            with contextlib.suppress(RuntimeError):  # the loop they belong to may be closed already
-                await self._client.close()
-            self._client = None
+        connection, self._connection = self._connection, None
+        if connection is not None and connection.loop is asyncio.get_running_loop():
+            await connection.transport.aclose()
 
 
-_EXACT = {
-    "logprobs": True,
-    "return_token_ids": True,
-    # vLLM takes what is not said from the model's generation config; training needs the untouched distribution.
-    "top_k": -1,
-    "min_p": 0.0,
-    "repetition_penalty": 1.0,
-}
+class _Connection:
+    """What belongs to one event loop: the transport and the concurrency limit."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, base: str, key: str | None, concurrency: int) -> None:
+        from cod_agent.journal.http import http_module, transport_to
+
+        self.loop, self.base, self.module = loop, base.rstrip("/"), http_module()
+        self.gate = asyncio.Semaphore(concurrency)
+        try:
+            self.url = self.module.URL(f"{self.base}/chat/completions")
+        except self.module.InvalidURL as error:
+            raise UsageError(f"{base!r} is no base URL ({error}): it looks like http://127.0.0.1:8000/v1") from error
+        if self.url.scheme not in ("http", "https") or not self.url.host:
+            raise UsageError(f"{base!r} is no base URL: it looks like http://127.0.0.1:8000/v1")
+        self.transport = transport_to(self.base)
+        said = {"content-type": "application/json", "accept": "application/json", "user-agent": "connect-the-dots"}
+        self.headers = said | ({"authorization": f"Bearer {key}"} if key else {})
 
 
-def _message(error: Any) -> str:
-    body = error.body if isinstance(error.body, dict) else {}
-    return str(body.get("message") or error.message)[:300]
+def _refusal(where: str, response: Any, tried: str) -> ModelError:
+    status = response.status_code
+    said = f"{where} answered {status}: {_message(response.content)}"
+    if status in _AGAIN or status >= 500:
+        return ModelOverloaded(f"{said} {tried}; resume later")
+    if status == 401:
+        return ModelRefused(f"{said}; set OPENAI_API_KEY to a key it accepts")
+    return ModelRefused(said)
+
+
+def _message(raw: bytes) -> str:
+    try:
+        body = json.loads(raw)
+        error = body.get("error", body)
+        return str(error.get("message", error) if isinstance(error, dict) else error)[:300]
+    except (ValueError, AttributeError):
+        return raw[:160].decode("utf-8", "replace") or "nothing"
+
+
+def _retry_after(headers: Any) -> float | None:
+    """Seconds, from `retry-after-ms` or `retry-after` (seconds or a date); None if it says nothing usable."""
+    try:
+        if "retry-after-ms" in headers:
+            return max(0.0, float(headers["retry-after-ms"]) / 1000)
+        said = headers.get("retry-after", "")
+        try:
+            return max(0.0, float(said))
+        except ValueError:
+            date = email.utils.parsedate_tz(said)
+            return max(0.0, email.utils.mktime_tz(date) - time.time()) if date else None
+    except ValueError:
+        return None
