@@ -1,12 +1,13 @@
 """Any GGUF file as a model, in this process: llama.cpp through xllamacpp. Exact, or it says why not.
 
-The prompt is made of token ids once (the file's own chat template, the engine's own tokeniser) and sent as ids. What comes back
-is the id and the natural log-probability of every sampled token, the one that ends the turn included, from the model's own
-distribution: llama.cpp reports them before temperature and truncation. What it leaves out (tokens that end within a UTF-8
+The prompt is made of token ids once (the file's own chat template, the engine's own tokeniser) and sent as ids. What comes
+back is the id and the natural log-probability of every sampled token, the one that ends the turn included, from the model's
+own distribution: llama.cpp reports them before temperature and truncation. What it leaves out (tokens that end within a UTF-8
 character) shows as a difference to its own count, and the answer is then marked inexact.
 
-Files of 32-bit weights are computed with a 32-bit cache and plain attention, so that log-probabilities agree with a trainer's; others
-with llama.cpp's defaults. Calls wait in threads without holding the interpreter; those that wait together are decoded together.
+Files of 32-bit weights are computed with a 32-bit cache and plain attention, so that log-probabilities agree with a trainer's;
+others with llama.cpp's defaults. Calls wait in threads without holding the interpreter; those that wait together are decoded
+together.
 """
 
 from __future__ import annotations
@@ -18,10 +19,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from cod_agent.completions import Completion, OnDelta, Tokens
 from cod_agent.context import Message
 from cod_agent.environments.base import Form
 from cod_agent.errors import ModelError, ModelGarbled, ModelRefused
-from cod_agent.models.base import Completion, OnDelta, Sampling, Tokens
+from cod_agent.models.base import Sampling
 from cod_agent.models.gguf import fingerprint, read_metadata
 
 
@@ -75,8 +77,7 @@ class LlamaCppModel:
 
         async def answer(messages: Sequence[Message]) -> Completion:
             loop = asyncio.get_running_loop()
-            tell = None if on_delta is None else lambda text: loop.call_soon_threadsafe(on_delta, text)
-            return await loop.run_in_executor(self._pool, self._answer, messages, tell)
+            return await loop.run_in_executor(self._pool, self._answer, messages, _from_thread(loop, on_delta))
 
         if self._engine is None:
             raise ModelError(f"{self.name} is closed")
@@ -105,6 +106,16 @@ class LlamaCppModel:
         return Completion(text, finish, tokens, inexact, self.weights, usage)
 
 
+def _from_thread(loop: asyncio.AbstractEventLoop, on_delta: OnDelta | None) -> OnDelta | None:
+    if on_delta is None:
+        return None
+
+    def tell(text: str) -> None:
+        loop.call_soon_threadsafe(on_delta, text)
+
+    return tell
+
+
 def _request(sampling: Sampling) -> dict[str, Any]:
     """Everything that shapes the distribution, said aloud: llama.cpp's own defaults truncate."""
     stages = ["temperature"] if sampling.top_p >= 1 else ["temperature", "top_p"]
@@ -123,7 +134,7 @@ def _exact(prompt: list[int], scored: list[dict[str, Any]], usage: tuple[int, in
         return None, f"the engine read {usage[0]} prompt tokens, {len(prompt)} were sent"
     if len(scored) != usage[1]:
         missing = usage[1] - len(scored)
-        return None, f"{missing} of {usage[1]} sampled tokens end within a UTF-8 character; llama.cpp does not report them"
+        return None, f"llama.cpp left out {missing} of {usage[1]} sampled tokens, which end within a UTF-8 character"
     try:
         sampled, logprobs = [int(one["id"]) for one in scored], [float(one["logprob"]) for one in scored]
     except (KeyError, TypeError, ValueError) as error:

@@ -1,7 +1,6 @@
 """The head of a GGUF file: what a model file says about itself, read without loading it.
 
-Only scalars and strings are kept; arrays (vocabularies, merges) are stepped over, so a file with a large vocabulary costs
-milliseconds. Source: the GGUF specification, versions 2 and 3 (little-endian).
+Long arrays (large vocabularies, merges) are stepped over. Source: the GGUF specification, versions 2 and 3, little-endian.
 """
 
 from __future__ import annotations
@@ -16,6 +15,8 @@ from cod_agent.errors import UsageError
 _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 _STRING, _ARRAY = 8, 9
 _ALL_F32 = 0
+LONGEST_ARRAY = 4096
+"""Elements; what is longer is not kept."""
 
 
 class _Damaged(Exception):
@@ -23,7 +24,7 @@ class _Damaged(Exception):
 
 
 def read_metadata(path: Path) -> dict[str, Any]:
-    """The scalar metadata of a GGUF file, by key.
+    """The metadata of a GGUF file by key, without long arrays.
 
     Raises:
         UsageError: no such file, not a GGUF file, or a damaged one.
@@ -83,7 +84,7 @@ def _string(file: BinaryIO, size: int) -> str:
 
 
 def _value(file: BinaryIO, kind: int, size: int) -> Any:
-    """The value, or None for an array, which is stepped over."""
+    """The value, or None for a long array, which is stepped over."""
     if kind in _SCALARS:
         return _number(file, _SCALARS[kind], size)
     if kind == _STRING:
@@ -91,13 +92,12 @@ def _value(file: BinaryIO, kind: int, size: int) -> Any:
     if kind != _ARRAY:
         raise _Damaged
     inner, count = struct.unpack("<IQ", _take(file, 12, size))
-    if count > size:
+    # An element takes a byte at least: a count beyond the file's size is damage.
+    if count > size or inner not in (*_SCALARS, _STRING):
         raise _Damaged
-    if inner in _SCALARS:
-        _take(file, count * struct.calcsize(f"<{_SCALARS[inner]}"), size)
-    elif inner == _STRING:
-        for _ in range(count):
-            _take(file, _number(file, "Q", size), size)
-    else:
-        raise _Damaged
-    return None
+    if inner == _STRING:
+        texts = [_take(file, _number(file, "Q", size), size) for _ in range(count)]
+        return None if count > LONGEST_ARRAY else [text.decode("utf-8") for text in texts]
+    form = f"<{count}{_SCALARS[inner]}"
+    taken = _take(file, struct.calcsize(form), size)
+    return None if count > LONGEST_ARRAY else list(struct.unpack(form, taken))

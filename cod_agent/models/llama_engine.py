@@ -1,7 +1,7 @@
 """llama.cpp's server inside this process, and nothing of it elsewhere: load, tokenise, complete, close.
 
-Completions are calls into the library. Only the tokeniser has no such call, so that alone goes over a loopback connection the
-library opens anyway, with a key made for this process. The engine is silent: trouble comes back as our errors.
+Completions are calls into the library. Only the tokeniser has no such call, so that alone goes over the loopback socket which
+the library opens anyway, with a key made for this process. The engine is silent: trouble comes back as our errors.
 """
 
 from __future__ import annotations
@@ -12,16 +12,16 @@ import json
 import os
 import secrets
 import signal
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from cod_agent.completions import OnDelta
 from cod_agent.errors import MissingExtra, ModelError, ModelGarbled, ModelRefused, UsageError
-from cod_agent.models.base import OnDelta
 from cod_agent.models.chat_template import ChatTemplate
 from cod_agent.models.gguf import all_f32
+from cod_agent.models.prompt_tokens import PromptTokens
 
 LONGEST = 8192
 """Tokens of a conversation where nothing else is asked for; what larger models allow costs memory nobody asked for."""
@@ -46,21 +46,20 @@ class Engine:
             raise MissingExtra("a GGUF model", "local") from None
         length = context_length or min(_of(metadata, "context_length", LONGEST), LONGEST)
         self.parallel = max(1, min(parallel, CACHE_BYTES // _cache_bytes(metadata, length)))
-        self._key, self._local, self._links = secrets.token_hex(16), threading.local(), list[http.client.HTTPConnection]()
+        self._key = secrets.token_hex(16)
         params = self._params(xllamacpp, path, metadata, threads, length)
         try:
             with _signals_kept():
                 self._server: Any = xllamacpp.Server(params)
         except RuntimeError:
-            raise UsageError(f"llama.cpp cannot load {path}: the file is damaged, or of a kind it does not know") from None
+            raise UsageError(f"llama.cpp cannot load {path}: it is damaged, or of a kind it does not know") from None
         self._address = self._server.listening_address.removeprefix("http://")
         props = self._ask("GET", "/props")
         self.context_length: int = props["default_generation_settings"]["n_ctx"]
         # Where the file names no such token, llama.cpp makes one up; the template must not see it.
-        bos, eos = (
-            props[f"{which}_token"] if f"tokenizer.ggml.{which}_token_id" in metadata else "" for which in ("bos", "eos")
-        )
-        self.template = ChatTemplate(props["chat_template"], bos, eos)
+        ends = [which for which in ("bos", "eos") if f"tokenizer.ggml.{which}_token_id" in metadata]
+        self.template = ChatTemplate(props["chat_template"], **{which: props[f"{which}_token"] for which in ends})
+        self.tokenize = PromptTokens(metadata, self._tokenize)
 
     def _params(self, library: Any, path: Path, metadata: dict[str, Any], threads: int, length: int) -> Any:
         params = library.CommonParams()
@@ -68,7 +67,7 @@ class Engine:
         params.n_parallel, params.n_ctx, params.kv_unified = self.parallel, self.parallel * length, False
         params.cpuparams.n_threads = params.cpuparams_batch.n_threads = threads
         params.verbosity, params.warmup, params.fit_params, params.ui = -1, False, False, False
-        # Slots keep their last conversation, which is all the reuse there is to have; a second store costs time per call.
+        # Slots keep their last conversation, which is the reuse there is to have; a second store costs time per call.
         params.cache_ram_mib, params.n_ctx_checkpoints = 0, 0
         params.api_keys = [self._key]
         if all_f32(metadata):
@@ -77,8 +76,8 @@ class Engine:
             params.flash_attn_type = library.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
         return params
 
-    def tokenize(self, text: str) -> list[int]:
-        """Token ids of a rendered prompt: control tokens are read as such, none is added."""
+    def _tokenize(self, text: str) -> list[int]:
+        """Token ids of a text: control tokens are read as such, none is added."""
         said = self._ask("POST", "/tokenize", {"content": text, "parse_special": True, "add_special": False})
         return said["tokens"]
 
@@ -108,24 +107,19 @@ class Engine:
 
     def close(self) -> None:
         """Ends the engine's threads and frees its memory."""
-        for link in self._links:
-            link.close()
-        self._links.clear()
         self._server = None
 
     def _ask(self, method: str, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
-        """One request on this thread's own connection."""
-        link = getattr(self._local, "link", None)
-        if link is None:
-            link = self._local.link = http.client.HTTPConnection(self._address)
-            self._links.append(link)
-        head = {"Authorization": f"Bearer {self._key}", "Content-Type": "application/json"}
+        # A connection each: the library closes idle ones, and most prompts need none (`PromptTokens`).
+        link = http.client.HTTPConnection(self._address)
+        head = {"Authorization": f"Bearer {self._key}", "Content-Type": "application/json", "Connection": "close"}
         try:
             link.request(method, path, None if body is None else json.dumps(body), head)
             said = json.loads(link.getresponse().read())
         except (OSError, http.client.HTTPException, ValueError) as error:
-            link.close()
             raise ModelError(f"llama.cpp's tokeniser does not answer: {error!r}") from None
+        finally:
+            link.close()
         if "error" in said:
             raise _failure(said)
         return said
