@@ -1,4 +1,5 @@
-"""How fast the embedded policy answers: generated tokens a second, over concurrent packs of frozen-lake:small, on one core.
+"""How fast the embedded policy answers: generated tokens a second over concurrent packs of frozen-lake:small.
+core.
 
     taskset -c 0 python benchmarks/engine.py            # through CoDAgent, every call recorded in a run database
     taskset -c 0 python benchmarks/engine.py --bare     # the same dialogue without agent and database
@@ -10,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import json
 import os
 import resource
@@ -56,10 +58,8 @@ async def live_bare(model: Counted, pack: Pack) -> float:
             turns.append(Turn(answer, seen))
         won += seen.feedback.reward or 0.0
         update = COMPACT.update(task, context, Trajectory(first, tuple(turns)), seen.feedback)
-        try:
+        with contextlib.suppress(UpdateRefused):
             context = parse_update((await model.complete(update)).text, 4000)
-        except UpdateRefused:
-            pass
     return won / len(pack.tasks)
 
 
@@ -122,7 +122,7 @@ def main() -> None:
         "generated_tokens_per_cpu_second": round(counted.generated / used),
         "mean_reward": round(sum(rewards) / len(rewards), 3),
     }
-    print(json.dumps(out, indent=2))
+    print(json.dumps(out, indent=2))  # noqa: T201
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 """A model's own chat template, rendered the way its trainers render it.
 
-The template is the one in the model file; it is rendered with jinja2 under the settings and helpers that Hugging Face's
-`apply_chat_template` documents, so that the text an embedded model sees is the text its weights were trained on. Templates
-come from strangers' files: they run in jinja2's immutable sandbox.
+The template is the one in the model file; it is rendered with jinja2 under the settings and helpers that Hugging
+Face's `apply_chat_template` documents, so that the text an embedded model sees is the text its weights were trained
+on. Templates come from strangers' files: they run in jinja2's immutable sandbox.
 """
 
 from __future__ import annotations

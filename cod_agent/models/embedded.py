@@ -1,13 +1,13 @@
 """Any GGUF file as a model, in this process: llama.cpp through xllamacpp. Exact, or it says why not.
 
-The prompt is made of token ids once (the file's own chat template, the engine's own tokeniser) and sent as ids. What comes
-back is the id and the natural log-probability of every sampled token, the one that ends the turn included, from the model's
-own distribution: llama.cpp reports them before temperature and truncation. What it leaves out (tokens that end within a UTF-8
-character) shows as a difference to its own count, and the answer is then marked inexact.
+The prompt is made of token ids once (the file's own chat template, the engine's own tokeniser) and sent as ids. What
+comes back is the id and the natural log-probability of every sampled token, the one that ends the turn included, from
+the model's own distribution: llama.cpp reports them before temperature and truncation. What it leaves out (tokens that
+end within a UTF-8 character) shows as a difference to its own count, and the answer is then marked inexact.
 
-Files of 32-bit weights are computed with a 32-bit cache and plain attention, so that log-probabilities agree with a trainer's;
-others with llama.cpp's defaults. Calls wait in threads without holding the interpreter; those that wait together are decoded
-together.
+Files of 32-bit weights are computed with a 32-bit cache and plain attention, so that log-probabilities agree with a
+trainer's; others with llama.cpp's defaults. Calls wait in threads without holding the interpreter; those that wait
+together are decoded together.
 """
 
 from __future__ import annotations

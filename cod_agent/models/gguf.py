@@ -1,6 +1,7 @@
 """The head of a GGUF file: what a model file says about itself, read without loading it.
 
-Long arrays (large vocabularies, merges) are stepped over. Source: the GGUF specification, versions 2 and 3, little-endian.
+Long arrays (large vocabularies, merges) are stepped over. Source: the GGUF specification, versions 2 and 3,
+little-endian.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """llama.cpp's server inside this process, and nothing of it elsewhere: load, tokenise, complete, close.
 
-Completions are calls into the library. Only the tokeniser has no such call, so that alone goes over the loopback socket which
-the library opens anyway, with a key made for this process. The engine is silent: trouble comes back as our errors.
+Completions are calls into the library. Only the tokeniser has no such call, so that alone goes over the loopback
+socket which the library opens anyway, with a key made for this process. The engine is silent: trouble comes back as
+our errors.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """Token ids of a prompt, where each distinct line is tokenised once.
 
-A conversation is sent whole with every turn, and little of it is new. Byte-level BPE in the GPT-2 manner never joins characters
-across a control token, or across a line break that stands between two characters which are not spaces: between such places a
-prompt can be cut, and the pieces tokenised apart and remembered, with the very same result. Where a file's tokeniser is of
-another kind, or its special tokens could overlap a cut, prompts are tokenised whole.
+A conversation is sent whole with every turn, and little of it is new. Byte-level BPE in the GPT-2 manner never joins
+characters across a control token, or across a line break that stands between two characters which are not spaces:
+between such places a prompt can be cut, and the pieces tokenised apart and remembered, with the very same result.
+Where a file's tokeniser is of another kind, or its special tokens could overlap a cut, prompts are tokenised whole.
 """
 
 from __future__ import annotations
