@@ -14,7 +14,8 @@ import os
 import random
 import time
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 from cod_agent.completions import Completion, OnDelta
 from cod_agent.context import Message
@@ -28,7 +29,12 @@ from cod_agent.errors import (
     ModelUnreachable,
     UsageError,
 )
+from cod_agent.memory.hashing import compact
 from cod_agent.models.base import Sampling
+
+if TYPE_CHECKING:
+    from cod_agent.journal.answers import Answer
+    from cod_agent.journal.episode import Request
 
 RETRIES = 4
 TIMEOUT = 600.0
@@ -90,29 +96,56 @@ class OpenAIModel:
     async def complete(self, messages: Sequence[Message], *, on_delta: OnDelta | None = None) -> Completion:
         """One answer; see `Model.complete`."""
         from cod_agent.journal.episode import Episode, current_episode
+
+        # Without an episode around, one that has no file still knows how a request is written.
+        episode = current_episode() or Episode(None, 0, 0)  # type: ignore[arg-type]
+        return (await self._recorded(episode.request(self._model, messages, self._params), on_delta)).completion
+
+    async def exchange(
+        self, messages: Sequence[dict[str, Any]], origins: Sequence[str | None] = (), **beside: Any
+    ) -> Answer:
+        """The whole answer to messages as they go over the wire, for frameworks with tools; recorded like any other call.
+
+        Args:
+            messages: as chat completion APIs take them.
+            origins: labels of the messages' texts (`cod_agent.context.labels`, as canonical JSON); None goes by the role.
+            beside: what stands beside the messages: `tools`, `tool_choice`.
+
+        Raises:
+            ModelError: as in `complete`.
+        """
+        from cod_agent.journal.episode import current_episode
+        from cod_agent.journal.http import clean_request, read_request
+
+        request = read_request(compact({"model": self._model, "messages": messages, **self._params, **beside}).encode())
+        for at, said in enumerate(origins):
+            if said is not None:
+                request.nodes[at] = replace(request.nodes[at], labels=said)  # type: ignore[index]
+        episode = current_episode()
+        return await self._recorded(clean_request(request, episode) if episode else request, None)
+
+    async def _recorded(self, request: Request, on_delta: OnDelta | None) -> Answer:
+        from cod_agent.journal.episode import current_episode
         from cod_agent.journal.http import Prepared
 
         episode = current_episode()
-        # Without an episode around, one that has no file still knows how a request is written.
-        request = (episode or Episode(None, 0, 0)).request(self._model, messages, self._params)  # type: ignore[arg-type]
         if episode is None:
             return await self._send(Prepared(request, on_delta))
         request.occurrence = episode.take(request.key)
         try:
-            known = await episode.replay(request)
-            return known.completion if known is not None else await self._send(Prepared(request, on_delta))
+            return await episode.replay(request) or await self._send(Prepared(request, on_delta))
         except BaseException:
             episode.give_back(request.key, request.occurrence)
             raise
 
-    async def _send(self, call: Any) -> Completion:
+    async def _send(self, call: Any) -> Answer:
         connection = self._connected()
         body = call.request.body
         async with connection.gate:
             for left in range(self._retries, -1, -1):
                 wait = await self._attempt(connection, call, body, last=not left)
                 if call.answer is not None:
-                    return call.answer.completion  # type: ignore[no-any-return]
+                    return call.answer  # type: ignore[no-any-return]
                 await asyncio.sleep(min(8.0, 0.5 * 2 ** (self._retries - left)) * random.uniform(0.75, 1) if wait is None else wait)
         raise ModelError("unreachable")  # pragma: no cover (the last attempt answers or raises)
 
