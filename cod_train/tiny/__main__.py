@@ -50,7 +50,7 @@ def clone_command(
         raise UnknownName.among("policy", policy, list(clone.RECIPES))
     recipe = clone.RECIPES[policy]
     recipe = replace(recipe, steps=steps) if steps else recipe
-    _use_threads(threads)
+    _prepare(threads)
     out.mkdir(parents=True, exist_ok=True)
     words = tokenizer.build_tokenizer()
     model = _load(start or folder_of(recipe.start))[0] if recipe.start else None
@@ -87,7 +87,7 @@ def evaluate(
     """
     from rich.table import Table
 
-    _use_threads(1)
+    _prepare(1)
     result = _measure(folder, preset, packs, seed)
     table = Table("", *(f"pos {p.position}" for p in result.notes), title=f"{folder} on frozen-lake:{preset}")
     for name, row in (("with notes", result.notes), ("no-context", result.control)):
@@ -107,10 +107,12 @@ def export(folder: Folder) -> None:
     console.print(f"wrote {folder / 'model.gguf'}")
 
 
-def _use_threads(count: int) -> None:
+def _prepare(threads: int) -> None:
     import torch
+    from transformers.utils import logging
 
-    torch.set_num_threads(count)
+    logging.disable_progress_bar()  # files this small load at once
+    torch.set_num_threads(threads)
 
 
 def _load(folder: Path) -> tuple[Any, Any]:

@@ -44,9 +44,9 @@ class Recipe:
 RECIPES: dict[str, Recipe] = {
     "embedded": Recipe(),
     "embedded-base": Recipe(
-        Teacher(off_path=0.0, noise=0.5, forget=0.45, garble=0.1, world_weight=0.0),
+        Teacher(off_path=0.0, noise=0.45, forget=0.5, garble=0.1, world_weight=0.0),
         start="embedded",
-        steps=300,
+        steps=200,
         rate=1e-3,
         induction=0,
     ),
@@ -145,7 +145,7 @@ def clone(
 
     Args:
         checkpoint: a file, written every `every` steps and at the end.
-        report: called after each step.
+        report: called after each step, and once on going on.
 
     Returns:
         The trained model in float32 and where the run ended.
@@ -163,6 +163,7 @@ def clone(
         model.load_state_dict(saved["model"])
         optimizer.load_state_dict(saved["optimizer"])
         done = Progress(**saved["progress"])
+        report(done)
     scribe, began = Scribe(tokenizer, recipe.teacher), time.perf_counter() - done.seconds
     for step in range(done.step, recipe.steps):
         for group in optimizer.param_groups:
