@@ -110,7 +110,7 @@ class Memory:
         """Close the file, once every `open` is closed. Writes that were awaited are on disk already."""
         with self._registry:
             self._uses -= 1
-            if self._uses:
+            if self._uses != 0:
                 return
             for key in [key for key, memory in self._open.items() if memory is self]:
                 del self._open[key]
@@ -147,6 +147,7 @@ class Memory:
     def read_sync(self, job: Job[T]) -> T:
         """`read` for code without an event loop."""
         with self._lock:
+            self._check_open()
             try:
                 return job(self._conn)
             except sqlite3.Error as error:
@@ -156,6 +157,9 @@ class Memory:
 
     def _connect(self) -> sqlite3.Connection:
         Path(self.path).parent.mkdir(parents=True, exist_ok=True)
+        if Path(self.path).is_file() and 0 < Path(self.path).stat().st_size < 512:
+            # SQLite takes what is shorter than its smallest page for an empty file, and would overwrite it.
+            raise sqlite3.DatabaseError("file is not a database")
         conn = sqlite3.connect(self.path, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False)
         try:
             current = schema.check(conn, self.path)
@@ -172,6 +176,10 @@ class Memory:
             conn.close()
             raise
         return conn
+
+    def _check_open(self) -> None:
+        if self._uses <= 0:
+            raise StoreError(f"{self.path} was closed by this program: open it again with Memory.open")
 
     @contextlib.contextmanager
     def _lock_file(self) -> Iterator[None]:
@@ -210,6 +218,7 @@ class Memory:
         with self._lock:
             conn, started = self._conn, time.perf_counter()
             try:
+                self._check_open()
                 with self._turn():
                     conn.execute("BEGIN IMMEDIATE")
                     results: list[_Result] = (
@@ -217,8 +226,8 @@ class Memory:
                     )
                     conn.execute("COMMIT")
             except BaseException as error:
-                if conn.in_transaction:
-                    conn.execute("ROLLBACK")
+                with contextlib.suppress(sqlite3.Error):  # closed, or the disk is gone altogether
+                    conn.rollback()
                 self.cache.clear()
                 results = [(None, error)] * len(jobs)
             self._commit_seconds += 0.1 * (time.perf_counter() - started - self._commit_seconds)
