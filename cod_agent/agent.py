@@ -16,36 +16,21 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
 
-from cod_agent.completions import Completion
-from cod_agent.context import Message, Prompts, UpdateRefused, parse_update, prompts_for
-from cod_agent.environments.base import Environment, Tool, tools_of
+from cod_agent.context import Prompts
+from cod_agent.environments.base import Environment, Tool
 from cod_agent.errors import UsageError
-from cod_agent.events import (
-    Answered,
-    ContextKept,
-    ContextWritten,
-    Delta,
-    Event,
-    Judged,
-    Observed,
-    Solved,
-    TaskBegun,
-    TaskEnded,
-)
-from cod_agent.journal.boundary import Aborted, Boundary
-from cod_agent.journal.episode import Episode, Redact
+from cod_agent.events import Event, TaskEnded
+from cod_agent.journal.episode import Redact
+from cod_agent.lifecycle import Emit, Lifecycle, Ways
 from cod_agent.memory import lease, read, runs
 from cod_agent.memory.database import Memory
 from cod_agent.models.base import Model
 from cod_agent.solvers.base import Solver
-from cod_agent.solvers.text import TextSolver
 from cod_agent.tasks import Feedback, Outcome, Pack, Task
 
 T = TypeVar("T")
-Emit = Callable[[Event], None]
 LIFE = "life"
 """The run that tasks belong to when nothing else is said: an open-ended one."""
-NAN = float("nan")
 
 
 class CoDAgent:
@@ -87,14 +72,13 @@ class CoDAgent:
         settings: dict[str, Any] | None = None,
         on_doubt: Callable[[str, Any], str] | None = None,
     ) -> None:
-        self.name, self.environment, self.tools = name, environment, tuple(tools)
-        self.max_context, self.updates = max_context, updates
-        self._solver, self._prompts, self._redact, self._on_doubt = solver, prompts, redact, on_doubt
-        self._settings = settings or {}
+        self.name, self.environment = name, environment
+        self._settings = {"max_context": max_context, "updates": updates, **(settings or {})}
         self._model = _resolve(model, environment) if isinstance(model, str) else model
         self._owns_model = isinstance(model, str)
         self._owns_memory = not isinstance(memory, Memory)
         self.memory = memory if isinstance(memory, Memory) else Memory.open(memory)
+        self._ways = Ways(self.memory, self._model, solver, tuple(tools), prompts, max_context, updates, redact, on_doubt)
         self._runs: dict[str, runs.Run] = {}
         self._locks: dict[str, asyncio.Lock] = {}
         self._current = LIFE
@@ -117,7 +101,7 @@ class CoDAgent:
             TaskMismatch: another task stands at a position already lived.
             ModelError, StoreError, ReplayDiverged, ToolInDoubt: see `cod_agent.errors`; the run can be resumed.
         """
-        async for outcome in self._live(tasks, run, fork, _silent):
+        async for outcome in self._live(tasks, run, fork, None):
             yield outcome
 
     async def stream(
@@ -156,10 +140,10 @@ class CoDAgent:
         opened = await self._opened(run, None, None)
         async with self._lock(run), self._renewed(opened):
             for judged in await self.memory.read(lambda conn: read.in_state(conn, opened, "judged")):
-                await self._task(opened, judged.position, judged.task, self.environment, _silent)
+                await self._lifecycle(opened).live(judged.position, judged.task)
             left = await self.memory.read(lambda conn: read.in_state(conn, opened, "open"))
             position = left[0].position if left else await self.memory.read(lambda conn: runs.next_position(conn, opened.id))
-            return await self._task(opened, position, task, self.environment, _silent)
+            return await self._lifecycle(opened).live(position, task)
 
     async def feedback(
         self, outcome: Outcome | int, reward: float | None = None, text: str = "", *, run: str | None = None
@@ -189,14 +173,14 @@ class CoDAgent:
                 await self.memory.write(lambda conn: runs.judged(conn, opened, known, said))
             elif known.feedback is None or known.feedback.model_dump_json() != said.model_dump_json():
                 raise UsageError(f"position {position} of run {run!r} was judged already: feedback is given once")
-            return await self._task(opened, position, known.task, self.environment, _silent)
+            return await self._lifecycle(opened).live(position, known.task)
 
     async def abandon(self, *, run: str = LIFE, reason: str = "abandoned") -> None:
         """Give up the task that stands unfinished at the end of a run, so that another can be solved."""
         opened = await self._opened(run, None, None, must_exist=True)
         async with self._lock(run):
             for known in await self.memory.read(lambda conn: read.in_state(conn, opened, "open")):
-                await self.memory.write(lambda conn, known=known: _abort(conn, opened, known, reason))
+                await self.memory.write(lambda conn, known=known: self._lifecycle(opened).abort(conn, known, reason))
 
     @property
     def context(self) -> str:
@@ -286,17 +270,18 @@ class CoDAgent:
     # ---- inside ----
 
     async def _live(
-        self, tasks: Pack | Iterable[Task] | AsyncIterable[Task], name: str | None, fork: tuple[str, int] | None, emit: Emit
+        self, tasks: Pack | Iterable[Task] | AsyncIterable[Task], name: str | None, fork: tuple[str, int] | None, emit: Emit | None
     ) -> AsyncIterator[Outcome]:
         pack = tasks if isinstance(tasks, Pack) else None
         environment = pack.environment if pack else self.environment
         name = name or (pack.id if pack else LIFE)
         opened = await self._opened(name, pack, environment, fork=fork)
         self._current = name
+        lifecycle = self._lifecycle(opened, environment, emit)
         async with self._lock(name), self._renewed(opened):
             position = 0
             async for task in _each(tasks):
-                yield await self._task(opened, position, task, environment, emit)
+                yield await lifecycle.live(position, task)
                 position += 1
 
     async def _opened(
@@ -311,13 +296,12 @@ class CoDAgent:
         if name in self._runs:
             return self._runs[name]
         world = environment or self.environment
-        settings = {**self._settings, "max_context": self.max_context, "updates": self.updates}
         said = {
             "environment": getattr(world, "name", None) if world else None,
             "pack": {"id": pack.id, **pack.data} if pack else None,
             "length": len(pack) if pack else None,
             "model": self._model.name if self._model else "",
-            "settings": settings,
+            "settings": self._settings,
         }
 
         def open_it(conn: Any) -> runs.Run:
@@ -351,124 +335,8 @@ class CoDAgent:
         finally:
             renewing.cancel()
 
-    async def _task(
-        self, opened: runs.Run, position: int, task: Task, environment: Environment | None, emit: Emit
-    ) -> Outcome:
-        """Bring one task as far as it can go now."""
-        known, before = await self.memory.write(lambda conn: runs.begin_task(conn, opened, position, task))
-        if known.state == "open":
-            emit(TaskBegun(opened.name, position, task, before.body, before.version))
-            await self._solve(opened, known, before, environment, emit)
-        if known.state in ("open", "solved"):
-            known = await self.memory.read(lambda conn: read.position(conn, opened, position))
-        if known.state == "judged":
-            if self._wants_update(opened, known):
-                await self._update(opened, known, environment, emit)
-            else:
-                await self.memory.write(lambda conn: runs.closed(conn, opened, known))
-        return await self.memory.read(lambda conn: read.outcome(conn, opened, position))
-
-    def _wants_update(self, opened: runs.Run, known: runs.Lived) -> bool:
-        lost = known.feedback is not None and known.feedback.reward is not None and known.feedback.reward != known.feedback.reward
-        return self.updates and not lost and (opened.length is None or known.position < opened.length - 1)
-
-    async def _solve(
-        self, opened: runs.Run, known: runs.Lived, before: runs.Context, environment: Environment | None, emit: Emit
-    ) -> None:
-        episode = Episode(self.memory, opened.id, int(known.solve_id or 0), self._redact)
-        await episode.load()
-        prompts = self._prompts or prompts_for(environment)
-        session = environment.start(known.task) if environment else None
-        tools = Boundary(
-            episode,
-            session,
-            getattr(environment, "recovery", "deterministic"),
-            (*self.tools, *tools_of(session)),
-            ask=self._asking(environment, "solve", opened, known.position, emit),
-            saw=lambda seen: emit(Observed(opened.name, known.position, seen)),
-            decide=self._on_doubt,
-        )
-        solver = self._solver or TextSolver(prompts)
-        with episode:
-            try:
-                answer = await solver(known.task, before.body, tools)
-                if tools.in_environment and not tools.aborted:
-                    await self._hand_in(tools, answer)
-            except Aborted:
-                answer = ""
-        if tools.aborted:
-            await self.memory.write(lambda conn: _abort(conn, opened, known, tools.aborted))
-            return
-        episode.finish()
-        answer, feedback = episode.clean(str(answer)), tools.last.feedback if tools.last else None
-
-        def commit(conn: Any) -> None:
-            runs.solved(conn, opened, known, answer)
-            if feedback is not None:
-                runs.judged(conn, opened, known, feedback)
-
-        await self.memory.write(commit)
-        emit(Solved(opened.name, known.position, answer))
-        if feedback is not None:
-            emit(Judged(opened.name, known.position, feedback))
-
-    async def _hand_in(self, tools: Boundary, answer: str) -> None:
-        """A solver that did not live the episode to its end itself has its answer taken as a step."""
-        seen = tools.last or await tools.observe()
-        if not seen.done:
-            await tools.act(str(answer))
-
-    async def _update(self, opened: runs.Run, known: runs.Lived, environment: Environment | None, emit: Emit) -> None:
-        def begin(conn: Any) -> tuple[int, runs.Context, Any]:
-            before = runs.latest_context(conn, opened.id)
-            episode_id = runs.begin_episode(conn, opened.id, known.position, "update", before.id)
-            return episode_id, read.started_from(conn, episode_id), read.trajectory(conn, int(known.solve_id or 0), known)
-
-        episode_id, before, trajectory = await self.memory.write(begin)
-        episode = Episode(self.memory, opened.id, episode_id, self._redact)
-        await episode.load()
-        prompts = self._prompts or prompts_for(environment)
-        messages = prompts.update(known.task, before.body, trajectory, known.feedback or Feedback())
-        ask = self._asking(environment, "update", opened, known.position, emit)
-        with episode:
-            completion = await ask(messages)
-        episode.finish()
-        origins = sorted({part.origin for said in messages for part in said.parts} - {"framework"})
-        sources = [{"position": known.position, "version": before.version, "origins": origins}]
-        try:
-            if completion.finish_reason == "length":
-                raise UpdateRefused("cut off: the answer reached its longest length")
-            body = parse_update(completion.text, self.max_context)
-        except UpdateRefused as refused:
-            reason = str(refused)
-            await self.memory.write(lambda conn: runs.kept(conn, opened, known, episode_id, reason))
-            emit(ContextKept(opened.name, known.position, reason))
-            return
-        written = await self.memory.write(lambda conn: runs.updated(conn, opened, known, episode_id, body, sources))
-        emit(ContextWritten(opened.name, known.position, written.body, written.version))
-
-    def _asking(
-        self, environment: Environment | None, kind: Any, opened: runs.Run, position: int, emit: Emit
-    ) -> Callable[[Sequence[Message]], Any]:
-        async def ask(messages: Sequence[Message]) -> Completion:
-            if self._model is None:
-                raise UsageError("this agent has no model to ask: give CoDAgent(model=...), or updates=False with a solver of your own")
-            on_delta = None if emit is _silent else lambda text: emit(Delta(opened.name, position, text))
-            completion = await self._model.complete(messages, on_delta=on_delta)
-            emit(Answered(opened.name, position, kind, completion.text))
-            return completion
-
-        return ask
-
-
-def _silent(event: Event) -> None:
-    pass
-
-
-def _abort(conn: Any, opened: runs.Run, known: runs.Lived, reason: str) -> None:
-    runs.solved(conn, opened, known, "", state="aborted", reason=reason)
-    runs.judged(conn, opened, known, Feedback(reward=NAN, text=reason))
-    runs.closed(conn, opened, known)
+    def _lifecycle(self, opened: runs.Run, environment: Environment | None = None, emit: Emit | None = None) -> Lifecycle:
+        return Lifecycle(self._ways, opened, environment or self.environment, emit)
 
 
 def _resolve(name: str, environment: Environment | None) -> Model:

@@ -96,7 +96,7 @@ class Boundary(Sequence[Callable[..., Any]]):
         return self._first
 
     async def act(self, answer: str) -> Observation:
-        """Take a step with an answer; its observation is durable when this returns."""
+        """Take a step with an answer; its observation is on record (see `Episode.effect`) when this returns."""
         await self.observe()
         seen = await self._step(answer)
         self._turns.append(seen)
@@ -121,7 +121,9 @@ class Boundary(Sequence[Callable[..., Any]]):
             return pack_observation(seen), kept
 
         kind = "observe" if answer is None else "act"
-        result, snapshot, recorded = await self._episode.effect(kind, "", answer, do)
+        result, snapshot, recorded = await self._episode.effect(
+            kind, "", answer, do, may_repeat=self._recovery == "deterministic"
+        )
         if recorded:
             self._behind.append(answer)
             self._snapshot = snapshot

@@ -40,7 +40,7 @@ from cod_agent.memory.content import (
     store_nodes,
     write_request,
 )
-from cod_agent.memory.database import Memory
+from cod_agent.memory.database import Job, Memory
 from cod_agent.memory.hashing import (
     call_hash,
     canonical,
@@ -56,6 +56,9 @@ T = TypeVar("T")
 Redact = Callable[[str], str]
 
 _CURRENT: ContextVar[Episode | None] = ContextVar("cod_episode", default=None)
+
+QUICK = 0.02
+"""Seconds up to which a deterministic environment's step waits for the next commit instead of making its own."""
 
 PATIENCE = 1.0
 """Seconds a new request waits while recorded ones are unasked for, in case a parallel branch is about to ask."""
@@ -105,6 +108,8 @@ class Episode:
     _known: dict[tuple[bytes, int], _Recorded] = field(default_factory=dict)
     _taken: dict[bytes, set[int]] = field(default_factory=dict)
     _spoken: tuple[list[Message], list[Node]] = field(default_factory=lambda: ([], []))
+    _pending: list[Job[Any]] = field(default_factory=list)
+    """Steps that may be lost, because they can be taken again: they ride with the next commit."""
     _running: dict[bytes, int] = field(default_factory=dict)
     _tokens: tuple[int, list[int]] | None = None
     """(call row, its prompt and sampled ids): what the next exact prompt is stored relative to."""
@@ -198,6 +203,19 @@ class Episode:
         if left := self.unused():
             raise ReplayDiverged(f"episode {self.id}: the program ended, but {left} recorded answers were never asked for: it changed since")
 
+    def commit(self, job: Job[T]) -> Job[T]:
+        """`job` with the steps that wait to ride along, for one transaction."""
+        riding, self._pending = self._pending, []
+        if not riding:
+            return job
+
+        def together(conn: sqlite3.Connection) -> T:
+            for ride in riding:
+                ride(conn)
+            return job(conn)
+
+        return together
+
     # ---- model calls ----
 
     def request(self, model: str, messages: Sequence[Message], params: dict[str, Any]) -> Request:
@@ -255,7 +273,7 @@ class Episode:
         def store(conn: sqlite3.Connection) -> int:
             return self._store_call(conn, request, completion, node, compact(envelope), on_policy, started, seconds)
 
-        row_id = await self.memory.write(store)
+        row_id = await self.memory.write(self.commit(store))
         self.calls += 1
         if completion.tokens is not None:
             self._tokens = (row_id, [*completion.tokens.prompt, *completion.tokens.sampled])
@@ -316,14 +334,18 @@ class Episode:
                 (self.id, kind, key, occurrence, self.clean(detail)[:2000], started, seconds),
             )
 
-        await self.memory.write(store)
+        await self.memory.write(self.commit(store))
 
     # ---- effects: tools and the environment ----
 
     async def effect(
-        self, kind: str, name: str, arguments: Any, do: Callable[[], Awaitable[tuple[Any, Any]]]
+        self, kind: str, name: str, arguments: Any, do: Callable[[], Awaitable[tuple[Any, Any]]], *, may_repeat: bool = False
     ) -> tuple[Any, Any, bool]:
-        """(result, snapshot, was it recorded) of a tool call or a step; `do` gives (result, snapshot), both JSON values."""
+        """(result, snapshot, was it recorded) of a tool call or a step; `do` gives (result, snapshot), both JSON values.
+
+        `may_repeat`: a step of a deterministic environment. If it was quick it need not have a commit of its own: it rides with
+        the next one, and a crash before that takes it again, with the same result.
+        """
         arguments = self.clean_value(arguments)
         key = effect_key(kind, name, arguments)
         occurrence = self.take(key)
@@ -334,7 +356,11 @@ class Episode:
             started = time.time()
             result, snapshot = await do()
             result = self.clean_value(result)
-            await self._store_effect(kind, name, key, occurrence, arguments, result, snapshot, started)
+            store = self._effect(kind, name, key, occurrence, arguments, result, snapshot, started)
+            if may_repeat and time.time() - started < QUICK:
+                self._pending.append(store)
+            else:
+                await self.memory.write(self.commit(store))
             return json.loads(compact(result)), snapshot, False
         except BaseException:
             self.give_back(key, occurrence)
@@ -367,15 +393,15 @@ class Episode:
                 (self.id, key, time.time()),
             )
 
-        await self.memory.write(store)
+        await self.memory.write(self.commit(store))
 
     def starts_again(self, key: bytes) -> None:
         """A tool in doubt is repeated: the start that is on record stands for this one."""
         self._running[key] = self._running.get(key, 0) + 1
 
-    async def _store_effect(
+    def _effect(
         self, kind: str, name: str, key: bytes, occurrence: int, arguments: Any, result: Any, snapshot: Any, started: float
-    ) -> None:
+    ) -> Job[None]:
         said = compact(result)
         kept = None if snapshot is None else compact(snapshot)
         hashed = effect_hash(key, occurrence, said, kept)
@@ -389,7 +415,7 @@ class Episode:
                 (self.id, kind, name, key, occurrence, compact(arguments), said, kept, hashed, started, seconds),
             )
 
-        await self.memory.write(store)
+        return store
 
 
 def _answer_of(row: dict[str, Any], message: dict[str, Any], tokens: Tokens | None) -> Answer:

@@ -54,6 +54,8 @@ class Lived:
     solve_id: int | None
     context_id: int | None
     """The context its solve episode started from."""
+    fresh: bool = False
+    """Whether it was begun just now: there is no record to look for."""
 
 
 def open_run(
@@ -164,22 +166,22 @@ def begin_task(conn: sqlite3.Connection, run: Run, position: int, task: Task) ->
         "INSERT INTO tasks (run_id, position, name, fingerprint, body, state) VALUES (?, ?, ?, ?, ?, 'open')",
         (run.id, position, task.id, task.fingerprint, body),
     ).lastrowid
-    episode_id = begin_episode(conn, run.id, position, "solve", before.id)
-    return Lived(int(row_id or 0), position, task, "open", "", None, "", episode_id, before.id), before
+    episode_id, _ = begin_episode(conn, run.id, position, "solve", before.id)
+    return Lived(int(row_id or 0), position, task, "open", "", None, "", episode_id, before.id, fresh=True), before
 
 
-def begin_episode(conn: sqlite3.Connection, run_id: int, position: int, kind: str, context_id: int) -> int:
-    """The episode of that kind at that position, begun if it is new."""
+def begin_episode(conn: sqlite3.Connection, run_id: int, position: int, kind: str, context_id: int) -> tuple[int, bool]:
+    """(row id, is it new) of the episode of that kind at that position."""
     row = conn.execute(
         "SELECT id FROM episodes WHERE run_id = ? AND position = ? AND kind = ?", (run_id, position, kind)
     ).fetchone()
     if row is not None:
-        return int(row[0])
+        return int(row[0]), False
     cursor = conn.execute(
         "INSERT INTO episodes (run_id, position, kind, context_id, state, started) VALUES (?, ?, ?, ?, 'live', ?)",
         (run_id, position, kind, context_id, time.time()),
     )
-    return int(cursor.lastrowid or 0)
+    return int(cursor.lastrowid or 0), True
 
 
 def end_episode(conn: sqlite3.Connection, episode_id: int, state: str, reason: str = "") -> str:

@@ -1,0 +1,201 @@
+"""One task of one run, brought as far as it can go now: solve, judge, update, each a transaction.
+
+`Lifecycle.live` reads where the position stands and does what comes next; after a crash it is the same code that goes on. What an
+episode does inside is in its journal. A policy's failure (a malformed answer, a bad update) is data; an exception that leaves here
+leaves the task where it stood, to be resumed.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from cod_agent.completions import Completion
+from cod_agent.context import Message, Prompts, Trajectory, UpdateRefused, parse_update, prompts_for
+from cod_agent.environments.base import Environment, Tool, tools_of
+from cod_agent.errors import UsageError
+from cod_agent.events import Answered, ContextKept, ContextWritten, Delta, Event, Judged, Observed, Solved, TaskBegun
+from cod_agent.journal.boundary import Aborted, Boundary
+from cod_agent.journal.episode import Episode, Redact
+from cod_agent.memory import read, runs
+from cod_agent.memory.database import Memory
+from cod_agent.models.base import Model
+from cod_agent.solvers.base import Solver
+from cod_agent.solvers.text import TextSolver
+from cod_agent.tasks import Feedback, Outcome, Task
+
+Emit = Callable[[Event], None]
+NAN = float("nan")
+
+
+@dataclass(frozen=True, slots=True)
+class Ways:
+    """How an agent does things: what `CoDAgent` was given."""
+
+    memory: Memory
+    model: Model | None
+    solver: Solver | None
+    tools: Sequence[Tool]
+    prompts: Prompts | None
+    max_context: int
+    updates: bool
+    redact: Redact | None
+    on_doubt: Callable[[str, Any], str] | None
+
+
+@dataclass(frozen=True, slots=True)
+class _Update:
+    """An update episode that is due."""
+
+    episode_id: int
+    before: runs.Context
+    trajectory: Trajectory
+    fresh: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Lifecycle:
+    """The lives of a run's tasks. `emit`, if any, is told what happens."""
+
+    ways: Ways
+    run: runs.Run
+    environment: Environment | None
+    emit: Emit | None = None
+
+    async def live(self, position: int, task: Task) -> Outcome:
+        """Everything that can happen now with the task at `position`.
+
+        Raises:
+            TaskMismatch: another task stands there.
+        """
+        memory = self.ways.memory
+        known, before = await memory.write(lambda conn: runs.begin_task(conn, self.run, position, task))
+        due: _Update | None = None
+        if known.state == "open":
+            self._tell(TaskBegun(self.run.name, position, task, before.body, before.version))
+            known, due = await self._solve(known, before)
+        elif known.state == "judged":
+            known, due = await memory.write(lambda conn: self._proceed(conn, position))
+        if due is not None:
+            await self._update(known, due)
+        return await memory.read(lambda conn: read.outcome(conn, self.run, position))
+
+    def abort(self, conn: sqlite3.Connection, known: runs.Lived, reason: str) -> None:
+        """Inside a transaction: give a task up, its reward lost."""
+        runs.solved(conn, self.run, known, "", state="aborted", reason=reason)
+        runs.judged(conn, self.run, known, Feedback(reward=NAN, text=reason))
+        runs.closed(conn, self.run, known)
+
+    # ---- solve ----
+
+    async def _solve(self, known: runs.Lived, before: runs.Context) -> tuple[runs.Lived, _Update | None]:
+        ways, position = self.ways, known.position
+        episode = Episode(ways.memory, self.run.id, int(known.solve_id or 0), ways.redact)
+        if not known.fresh:
+            await episode.load()
+        session = self.environment.start(known.task) if self.environment else None
+        tools = Boundary(
+            episode,
+            session,
+            getattr(self.environment, "recovery", "deterministic"),
+            (*ways.tools, *tools_of(session)),
+            ask=self._asking("solve", position),
+            saw=lambda seen: self._tell(Observed(self.run.name, position, seen)),
+            decide=ways.on_doubt,
+        )
+        solver = ways.solver or TextSolver(ways.prompts or prompts_for(self.environment))
+        with episode:
+            answer = await _solved(solver, known.task, before.body, tools)
+        if tools.aborted:
+            await ways.memory.write(episode.commit(lambda conn: self.abort(conn, known, tools.aborted)))
+            return known, None
+        episode.finish()
+        answer, feedback = episode.clean(answer), tools.last.feedback if tools.last else None
+
+        def commit(conn: sqlite3.Connection) -> tuple[runs.Lived, _Update | None]:
+            runs.solved(conn, self.run, known, answer)
+            if feedback is not None:
+                runs.judged(conn, self.run, known, feedback)
+            return self._proceed(conn, position)
+
+        then = await ways.memory.write(episode.commit(commit))
+        self._tell(Solved(self.run.name, position, answer))
+        if feedback is not None:
+            self._tell(Judged(self.run.name, position, feedback))
+        return then
+
+    def _proceed(self, conn: sqlite3.Connection, position: int) -> tuple[runs.Lived, _Update | None]:
+        """Inside a transaction: what a judged task needs next is begun."""
+        known = read.position(conn, self.run, position)
+        if known.state != "judged":
+            return known, None
+        if not self._wants_update(known):
+            runs.closed(conn, self.run, known)
+            return known, None
+        latest = runs.latest_context(conn, self.run.id)
+        episode_id, fresh = runs.begin_episode(conn, self.run.id, position, "update", latest.id)
+        before = latest if fresh else read.started_from(conn, episode_id)
+        return known, _Update(episode_id, before, read.trajectory(conn, int(known.solve_id or 0), known), fresh)
+
+    def _wants_update(self, known: runs.Lived) -> bool:
+        reward = known.feedback.reward if known.feedback else None
+        lost = reward is not None and reward != reward
+        return self.ways.updates and not lost and (self.run.length is None or known.position < self.run.length - 1)
+
+    # ---- update ----
+
+    async def _update(self, known: runs.Lived, due: _Update) -> None:
+        ways, position = self.ways, known.position
+        episode = Episode(ways.memory, self.run.id, due.episode_id, ways.redact)
+        if not due.fresh:
+            await episode.load()
+        prompts = ways.prompts or prompts_for(self.environment)
+        messages = prompts.update(known.task, due.before.body, due.trajectory, known.feedback or Feedback())
+        with episode:
+            completion = await self._asking("update", position)(messages)
+        episode.finish()
+        try:
+            if completion.finish_reason == "length":
+                raise UpdateRefused("cut off: the answer reached its longest length")
+            body = parse_update(completion.text, ways.max_context)
+        except UpdateRefused as refused:
+            reason = str(refused)
+            await ways.memory.write(lambda conn: runs.kept(conn, self.run, known, due.episode_id, reason))
+            self._tell(ContextKept(self.run.name, position, reason))
+            return
+        origins = sorted({part.origin for said in messages for part in said.parts} - {"framework"})
+        sources = [{"position": position, "version": due.before.version, "origins": origins}]
+        written = await ways.memory.write(lambda conn: runs.updated(conn, self.run, known, due.episode_id, body, sources))
+        self._tell(ContextWritten(self.run.name, position, written.body, written.version))
+
+    # ---- both ----
+
+    def _asking(self, kind: Literal["solve", "update"], position: int) -> Callable[[Sequence[Message]], Any]:
+        async def ask(messages: Sequence[Message]) -> Completion:
+            if self.ways.model is None:
+                raise UsageError("this agent has no model to ask: give CoDAgent(model=...), or updates=False with a solver of your own")
+            on_delta = None if self.emit is None else lambda text: self._tell(Delta(self.run.name, position, text))
+            completion = await self.ways.model.complete(messages, on_delta=on_delta)
+            self._tell(Answered(self.run.name, position, kind, completion.text))
+            return completion
+
+        return ask
+
+    def _tell(self, event: Event) -> None:
+        if self.emit is not None:
+            self.emit(event)
+
+
+async def _solved(solver: Solver, task: Task, context: str, tools: Boundary) -> str:
+    """The solver's answer. One that did not live the environment's episode to its end itself has its answer taken as a step."""
+    try:
+        answer = str(await solver(task, context, tools))
+        if tools.in_environment and not tools.aborted:
+            seen = tools.last or await tools.observe()
+            if not seen.done:
+                await tools.act(answer)
+        return answer
+    except Aborted:
+        return ""
