@@ -6,8 +6,10 @@ Source of the fields: the OpenAI chat completion API, and vLLM's `prompt_token_i
 from __future__ import annotations
 
 import json
+from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from math import isfinite
 from typing import Any
 
 from cod_agent.errors import ModelGarbled
@@ -51,9 +53,15 @@ def read_answer(content_type: str, raw: bytes) -> Answer:
     """
     streamed = "event-stream" in content_type or raw.startswith(b"data:")
     try:
-        body = fold(_events(raw)) if streamed else json.loads(raw)
+        return _read(streamed, raw)
     except ValueError as error:
         raise ModelGarbled(f"the endpoint answered with something that is not JSON: {_excerpt(raw)}") from error
+    except (TypeError, AttributeError, KeyError, OverflowError, RecursionError) as error:
+        raise ModelGarbled(f"the endpoint's answer is no chat completion (fields of a wrong type): {_excerpt(raw)}") from error
+
+
+def _read(streamed: bool, raw: bytes) -> Answer:
+    body = fold(_events(raw)) if streamed else json.loads(raw)
     if not isinstance(body, dict) or not isinstance(body.get("choices"), list) or not body["choices"]:
         raise ModelGarbled(f"the endpoint's answer is no chat completion (no choices): {_excerpt(raw)}")
     first = body["choices"][0]
@@ -90,14 +98,17 @@ def read_token_fields(body: dict[str, Any]) -> tuple[Tokens | None, str]:
     if missing:
         return None, f"the server gave no {', no '.join(missing)}"
     try:
-        logprobs = [float(entry["logprob"]) for entry in entries]
+        # As they are stored: what is seen live is what a replay shows.
+        logprobs = array("f", [float(entry["logprob"]) for entry in entries]).tolist()
         if len(logprobs) != len(sampled):
             return None, f"{len(sampled)} sampled ids but {len(logprobs)} log-probabilities"
         counted = (body.get("usage") or {}).get("completion_tokens")
         if counted is not None and counted != len(sampled):
             return None, f"{len(sampled)} sampled ids but the server counts {counted}"
-        return Tokens([int(i) for i in prompt], [int(i) for i in sampled], logprobs), ""
-    except (TypeError, KeyError, ValueError):
+        if not all(map(isfinite, logprobs)):
+            return None, "a log-probability is not finite"
+        return Tokens(array("i", prompt).tolist(), array("i", sampled).tolist(), logprobs), ""
+    except (TypeError, KeyError, ValueError, OverflowError):
         return None, "the server's token fields are malformed"
 
 
@@ -140,6 +151,8 @@ def _fold_delta(message: dict[str, Any], delta: dict[str, Any]) -> None:
         if name == "tool_calls":
             for call in value or []:
                 calls = message.setdefault("tool_calls", [])
+                if call.get("index", 0) > len(calls) + 64:
+                    raise TypeError("a tool call out of nowhere")
                 while len(calls) <= call.get("index", 0):
                     calls.append({})
                 _fold_call(calls[call.get("index", 0)], call)

@@ -26,7 +26,7 @@ from cod_agent.errors import ModelGarbled
 from cod_agent.journal.answers import Answer, as_stream, delta_text, read_answer
 from cod_agent.journal.episode import Episode, Request, current_episode
 from cod_agent.journal.tokens import on_policy
-from cod_agent.memory.content import STYLES, Node, link
+from cod_agent.memory.content import STYLES, Node, link, write_request
 from cod_agent.memory.hashing import canonical, compact, request_hash
 from cod_agent.completions import OnDelta
 
@@ -277,16 +277,20 @@ def _tell(on_delta: OnDelta, whole: bytearray, told: int) -> int:
 
 def read_request(raw: bytes) -> Request:
     """A chat request some program wrote, in the parts it is stored in."""
+    params: dict[str, Any] = {}
     try:
         body = json.loads(raw)
-        style = next((name for name, write in STYLES.items() if write(body).encode() == raw), "raw")
-        if style != "raw" and isinstance(body["messages"], list):
-            return _build(body, style)
         params = {k: v for k, v in body.items() if k != "messages"}
-    except (ValueError, TypeError, KeyError, AttributeError):
-        params = {}
+        style = next((name for name, write in STYLES.items() if write(body).encode() == raw), "")
+        if style and isinstance(body["messages"], list):
+            return _build(body, style)
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        pass  # no JSON, no object, or text that cannot be stored: kept whole
     digest = sha256(raw).digest()
-    return Request(raw.decode("utf-8", "replace"), digest, [], "raw", params, request_hash(digest, b""))
+    try:
+        return Request(raw.decode(), digest, [], "raw", params, request_hash(digest, b""))
+    except UnicodeDecodeError:
+        return Request(raw.decode("latin-1"), digest, [], "bytes", params, request_hash(digest, b""))
 
 
 def _build(body: dict[str, Any], style: str) -> Request:
@@ -311,12 +315,12 @@ def clean_request(request: Request, episode: Episode) -> Request:
     """The request with its texts redacted, or the very same if there was nothing to redact."""
     if episode.redact is None:
         return request
-    if request.style == "raw":
+    if request.style in ("raw", "bytes"):
         head = episode.clean(request.head)
         if head == request.head:
             return request
-        digest = sha256(head.encode()).digest()
-        return Request(head, digest, [], "raw", request.params, request_hash(digest, b""))
+        digest = sha256(write_request(head, [], request.style)).digest()
+        return Request(head, digest, [], request.style, request.params, request_hash(digest, b""))
     body = json.loads(request.body)
     cleaned = episode.clean_value(body)
     return request if cleaned == body else _build(cleaned, request.style)

@@ -98,8 +98,8 @@ def conversation(conn: sqlite3.Connection, leaf: int | None) -> list[tuple[bytes
 
 def write_request(head: str, bodies: Sequence[str], style: str) -> bytes:
     """The bytes of a request. `style` names how its program wrote JSON: see `styles`."""
-    if style == "raw":
-        return head.encode()
+    if style in ("raw", "bytes"):
+        return head.encode("utf-8" if style == "raw" else "latin-1")
     if style == "own":
         return head.replace('"messages":null', f'"messages":[{",".join(bodies)}]', 1).encode()
     value = json.loads(head)
@@ -113,7 +113,7 @@ STYLES = {
     "spaced": lambda value: json.dumps(value, ensure_ascii=False),
     "plain": lambda value: json.dumps(value),
 }
-"""Ways to write JSON that clients use; a request in none of them is stored whole (style "raw")."""
+"""Ways to write JSON that clients use; a request in none of them is stored whole (style "raw"; "bytes" if it is no UTF-8)."""
 
 
 def rebuild_request(conn: sqlite3.Connection, call_id: int) -> bytes:
