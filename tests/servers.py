@@ -9,8 +9,9 @@
         server.requests, server.bodies, server.headers, server.paths, server.count, server.most_at_once
 
 It streams when asked to, and gives token ids and log-probabilities in vLLM's fields when asked for (`return_token_ids`,
-`logprobs`): a token is a character, so that a prompt extends the prompt and answer before it, as in a real chat. Whatever
-it makes up (ids, times, fingerprints) is a function of the request's bytes: the same request gets the same answer always.
+`logprobs`): a token is a character, so that a prompt extends the prompt and answer before it, as in a real chat.
+Whatever it makes up (ids, times, fingerprints) is a function of the request's bytes: the same request gets the same
+answer always.
 
 Threads, no event loop: `reply` may sleep, and one slow answer does not hold up the others.
 """
@@ -18,6 +19,7 @@ Threads, no event loop: `reply` may sleep, and one slow answer does not hold up 
 from __future__ import annotations
 
 import json
+import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -84,8 +86,7 @@ class ScriptedServer:
         self.most_at_once = 0
         self._at_once = 0
         self._lock = threading.Lock()
-        self._http = ThreadingHTTPServer(("127.0.0.1", port), _handler(self))
-        self._http.daemon_threads, self._http.block_on_close = True, False
+        self._http = _Http(("127.0.0.1", port), _handler(self))
         self.port = int(self._http.server_address[1])
         self._thread = threading.Thread(target=self._http.serve_forever, args=(0.01,), daemon=True)
         self._thread.start()
@@ -131,6 +132,15 @@ class ScriptedServer:
     def end(self) -> None:
         with self._lock:
             self._at_once -= 1
+
+
+class _Http(ThreadingHTTPServer):
+    daemon_threads, block_on_close, request_queue_size = True, False, 128
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Clients that are killed cut their connections off: that is what they are for."""
+        if not isinstance(sys.exc_info()[1], OSError):
+            super().handle_error(request, client_address)
 
 
 def completion(request: dict[str, Any], raw: bytes, answer: Answer) -> dict[str, Any]:
