@@ -1,4 +1,4 @@
-"""The embedded engine against itself, against a trainer's arithmetic, and against bad files. Real weights throughout."""
+"""The embedded engine against itself, against a trainer's arithmetic, and against bad files; real weights."""
 
 from __future__ import annotations
 
@@ -101,7 +101,11 @@ def conversations() -> list[list[Message]]:
         said = [user(LAKE)]
         for _ in range(number % 4):
             said.append(message("assistant", ("model", f"Left? Direction {dice.randrange(1, 5)}")))
-            said.append(user("".join(dice.choice(["@...\n", "..#.\n", "Up: Direction 2\n", "blocked: é ☃\n"]) for _ in range(5))))
+            said.append(
+                user(
+                    "".join(dice.choice(["@...\n", "..#.\n", "Up: Direction 2\n", "blocked: é ☃\n"]) for _ in range(5))
+                )
+            )
         out.append(said)
     return out
 
@@ -184,8 +188,37 @@ def test_tokens_that_end_within_a_character_make_an_answer_inexact_and_say_so() 
 
 def test_remembered_lines_give_the_engines_own_tokens(policy: LlamaCppModel) -> None:
     dice = random.Random(1)
-    pieces = ["<|user|>", "<|assistant|>", "<|end|>", "<context>", "</context>", "null", " Direction 2", "\n", "\n\n", " \n"]
-    pieces += ["\n ", "\t", "'s", "a", "Z9", "é", "日本", " ", "  ", "@.#*", "....", "<|", "|>", "\r\n", "\r", "\u00a0", "\u0085"]
+    pieces = [
+        "<|user|>",
+        "<|assistant|>",
+        "<|end|>",
+        "<context>",
+        "</context>",
+        "null",
+        " Direction 2",
+        "\n",
+        "\n\n",
+        " \n",
+    ]
+    pieces += [
+        "\n ",
+        "\t",
+        "'s",
+        "a",
+        "Z9",
+        "é",
+        "日本",
+        " ",
+        "  ",
+        "@.#*",
+        "....",
+        "<|",
+        "|>",
+        "\r\n",
+        "\r",
+        "\u00a0",
+        "\u0085",
+    ]
     assert policy._engine.tokenize._split is not None
     for _ in range(400):
         text = "".join(dice.choice(pieces) for _ in range(dice.randrange(1, 25)))
