@@ -44,7 +44,7 @@ class Recipe:
 RECIPES: dict[str, Recipe] = {
     "embedded": Recipe(),
     "embedded-base": Recipe(
-        Teacher(off_path=0.0, noise=0.45, forget=0.5, garble=0.1, world_weight=0.0),
+        Teacher(off_path=0.0, noise=0.5, forget=0.5, garble=0.1, world_weight=0.0),
         start="embedded",
         steps=200,
         rate=1e-3,

@@ -1,0 +1,244 @@
+"""Making a tiny policy: lives become targets, a short run learns, stops and goes on, and its files say what it says."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from random import Random
+
+import pytest
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("transformers")
+pytest.importorskip("gguf")
+
+from transformers import AutoModelForCausalLM, AutoTokenizer  # noqa: E402
+from typer.testing import CliRunner  # noqa: E402
+
+from cod_agent.context import COMPACT, message  # noqa: E402
+from cod_agent.environments.frozen_lake import FrozenLake  # noqa: E402
+from cod_train.tiny import clone as cloning  # noqa: E402
+from cod_train.tiny.__main__ import app  # noqa: E402
+from cod_train.tiny.card import Measured, card  # noqa: E402
+from cod_train.tiny.evaluate import Speaker, by_position, interval, rewards  # noqa: E402
+from cod_train.tiny.export import save_policy, write_gguf  # noqa: E402
+from cod_train.tiny.tokenizer import ASSISTANT, build_tokenizer  # noqa: E402
+from cod_train.tiny.transcripts import Sample, Scribe, Teacher, hidden_mapping, induction, lives  # noqa: E402
+
+SHORT = cloning.Recipe(steps=24, packs=4, induction=4)
+
+
+@pytest.fixture(scope="module")
+def words():
+    return build_tokenizer()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+# Words
+
+
+def test_the_tokenizer_is_the_same_each_time_and_its_atoms_are_atoms(words):
+    assert build_tokenizer().backend_tokenizer.to_str() == words.backend_tokenizer.to_str()
+    for text, count in {"Left: Direction 3": 2, "Up? Direction 1": 2, "@.#*": 1, "..#": 1, "null": 1}.items():
+        assert len(words(text, add_special_tokens=False).input_ids) == count
+    text = "Łódź 🧊 anything\tat all"
+    assert words.decode(words(text, add_special_tokens=False).input_ids) == text
+
+
+# Transcripts
+
+
+def train_pack(index: int = 0):
+    return FrozenLake("small", 0, split="train", form="compact").pack(4, index)
+
+
+def test_a_life_is_what_the_runtime_shows_byte_for_byte(words):
+    pack = train_pack()
+    first = next(Scribe(words, Teacher(head_start=0.0)).life(pack, Random(0)))
+    said = COMPACT.solve(pack[0], "", pack.environment.start(pack[0]).reset())
+    prompt = words.apply_chat_template([m.wire() for m in said], tokenize=False, add_generation_prompt=True)
+    assert words.decode(first.ids).startswith(prompt)
+    assert (
+        first.ids[: prompt.count("\n") + 5]
+        == words(prompt, add_special_tokens=False).input_ids[: prompt.count("\n") + 5]
+    )
+    again = words.decode(first.ids)
+    assert words(again, add_special_tokens=False).input_ids == first.ids
+
+
+def test_an_episode_is_what_the_chat_template_makes_of_it(words):
+    episode = next(Scribe(words, Teacher()).life(train_pack(), Random(1)))
+    talk = []
+    for turn in words.decode(episode.ids).split("<|user|>")[1:]:
+        asked, answered = turn.removesuffix("<|end|>").split(ASSISTANT)
+        talk += [message("user", ("environment", asked)), message("assistant", ("model", answered))]
+    text = words.apply_chat_template([m.wire() for m in talk], tokenize=False)
+    assert words(text, add_special_tokens=False).input_ids == episode.ids
+
+
+def test_targets_of_answers_sum_to_one_at_each_place(words):
+    for sample in lives(Scribe(words, Teacher(off_path=0.0, world_weight=0.0)), 0, 3, 4):
+        at: dict[int, float] = {}
+        for place, _, weight in sample.targets:
+            at[place] = at.get(place, 0.0) + weight
+        assert all(abs(total - 1) < 1e-9 for total in at.values())
+        said = {i for i, token in enumerate(sample.ids) if token == words.convert_tokens_to_ids("<|assistant|>")}
+        assert said <= at.keys()
+
+
+def test_off_path_turns_have_no_target_and_noise_has(words):
+    assert len(_weights(words, Teacher(off_path=1.0, world_weight=0.0))) == 1  # only that the answer ends
+    assert len(_weights(words, Teacher(off_path=0.0, noise=1.0, world_weight=0.0))) == 3
+
+
+def _weights(words, teacher: Teacher) -> list[float]:
+    """Of the targets of the first answer."""
+    sample = next(Scribe(words, teacher).life(train_pack(), Random(0)))
+    begin = sample.ids.index(words.convert_tokens_to_ids(ASSISTANT))
+    return [weight for place, _, weight in sample.targets if begin <= place < begin + 3]
+
+
+def test_who_forgets_everything_writes_null_and_who_remembers_the_truth(words):
+    def notes(teacher: Teacher) -> list[str]:
+        text = [words.decode(sample.ids) for sample in Scribe(words, teacher).life(train_pack(), Random(0))]
+        return [
+            said.rpartition("<context>\n")[2].partition("\n</context>")[0]
+            for said in text
+            if said.count("<context>") == 2
+        ]
+
+    assert set(notes(Teacher(remember=False))) == set(notes(Teacher(forget=1.0, head_start=0.0))) == {"null"}
+    truth = {f"{move}: Direction {n}" for n, move in hidden_mapping(train_pack()).items()}
+    assert set(notes(Teacher(head_start=0.0))[-1].split("\n")) <= truth
+
+
+def test_a_step_of_lives_depends_on_its_number_alone(words):
+    scribe = Scribe(words, Teacher())
+    assert lives(scribe, 0, 7, 2) == lives(Scribe(words, Teacher()), 0, 7, 2) != lives(scribe, 0, 8, 2)
+
+
+def test_induction_asks_for_the_second_of_a_pair_seen_before(words):
+    for sample in induction(words, Random(0), 8):
+        half = len(sample.ids) // 2
+        pairs = dict(zip(sample.ids[:half:2], sample.ids[1:half:2], strict=True))
+        assert all(pairs[sample.ids[place]] == token for place, token, _ in sample.targets)
+        assert len(sample.targets) == len(pairs)
+
+
+# Training
+
+
+def test_groups_hold_samples_of_like_length_within_the_budget():
+    samples = [Sample([0] * length, []) for length in (5, 900, 30, 31, 900, 900, 900, 900, 6)]
+    groups = cloning.bucketed(samples)
+    assert sorted(len(s.ids) for group in groups for s in group) == sorted(len(s.ids) for s in samples)
+    assert all(len(group) * max(len(s.ids) for s in group) <= cloning.BUDGET for group in groups)
+
+
+def test_the_loss_is_the_weighted_surprise_at_the_targets(words):
+    model = cloning.new_model(words, 0)
+    samples = [Sample([5, 6, 7, 8], [(0, 9, 0.25), (0, 10, 0.75), (2, 8, 1.0)]), Sample([5, 6], [(0, 6, 1.0)])]
+    loss, tokens = cloning.summed_loss(model, samples)
+    logs = model(torch.tensor([[5, 6, 7, 8]])).logits[0].log_softmax(-1)
+    expected = -(0.25 * logs[0, 9] + 0.75 * logs[0, 10] + logs[2, 8] + logs[0, 6])
+    assert tokens == 8
+    torch.testing.assert_close(loss, expected, atol=1e-4, rtol=1e-4)
+
+
+def test_a_short_run_learns_and_its_files_say_what_it_says(words, tmp_path: Path):
+    seen: list[cloning.Progress] = []
+    model, end = cloning.clone(SHORT, words, tmp_path / "run.pt", report=seen.append)
+    clean = [progress.loss for progress in seen if progress.step > SHORT.induction]
+    assert sum(clean[-4:]) < 0.85 * sum(clean[:4])
+    assert (end.step, end.tokens > 10_000) == (SHORT.steps, True)
+
+    save_policy(model, words, tmp_path / "hf")
+    again = AutoModelForCausalLM.from_pretrained(tmp_path / "hf", dtype=torch.float32).eval()
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "hf")
+    assert len(tokenizer) == again.config.vocab_size
+    ids = torch.tensor([tokenizer("@.#*\n....", add_special_tokens=False).input_ids])
+    with torch.no_grad():
+        torch.testing.assert_close(again(ids).logits, model(ids).logits, atol=0.05, rtol=0.02)
+    first = (tmp_path / "hf" / "model.gguf").read_bytes()
+    write_gguf(tmp_path / "hf", tmp_path / "again.gguf", name="hf")
+    assert first[:4] == b"GGUF" and (tmp_path / "again.gguf").read_bytes() == first
+
+
+def test_a_run_that_was_stopped_goes_on_as_if_it_had_not_been(words, tmp_path: Path):
+    recipe = replace(SHORT, steps=6, packs=1, induction=0)
+
+    class Stopped(Exception):
+        pass
+
+    def stop(progress: cloning.Progress) -> None:
+        if progress.step == 5:
+            raise Stopped
+
+    whole, _ = cloning.clone(recipe, words, tmp_path / "whole.pt")
+    with pytest.raises(Stopped):
+        cloning.clone(recipe, words, tmp_path / "halves.pt", report=stop, every=3)
+    halves, end = cloning.clone(recipe, words, tmp_path / "halves.pt")
+    assert end.step == 6
+    for one, other in zip(whole.parameters(), halves.parameters(), strict=True):
+        assert torch.equal(one, other)
+
+
+# Measuring
+
+
+def test_batched_answers_do_not_depend_on_their_neighbours(words):
+    speaker = Speaker(cloning.new_model(words, 0), words, 0)
+    short, long = [message("user", ("environment", "@.*"))], [message("user", ("environment", "@.*\n" * 40))]
+    with torch.no_grad():
+        speaker._model.model.norm.weight.mul_(1e4)  # so sure of itself that sampling draws the most likely token
+    alone = speaker.answers([short], 4)[0]
+    assert speaker.answers([short, long], 4)[0] == alone
+
+
+def test_rewards_and_their_intervals(words):
+    table = rewards(cloning.new_model(words, 0), words, packs=3, size=2, batch=2)
+    assert [len(row) for row in table] == [2, 2, 2]
+    assert [p.n for p in by_position(table)] == [3, 3]
+    low, high = interval(50, 100)
+    assert (round(low, 3), round(high, 3)) == (0.404, 0.596)
+
+
+def test_a_card_tells_how_and_how_well():
+    row = by_position([[0.0, 1.0], [1.0, 1.0]])
+    progress = cloning.Progress(10, 10, 0.5, 2_000_000, 60.0)
+    recipe = cloning.RECIPES["embedded-base"]
+    text = card("embedded-base", recipe, progress, seed=4, parameters=9, measured=[Measured("small", 0, row, row)])
+    assert "--policy embedded-base --out DIR --seed 4" in text and "made weak on purpose" in text
+    assert "| with notes, 2 packs | 0.500" in text and "2.0 million" in text
+
+
+# The command
+
+
+def test_the_command_makes_measures_and_exports_a_policy(tmp_path: Path, monkeypatch):
+    monkeypatch.setitem(cloning.RECIPES, "embedded", replace(SHORT, packs=1))
+    out = tmp_path / "mine"
+    made = CliRunner().invoke(app, ["clone", "--out", str(out), "--steps", "2", "--packs", "2"])
+    assert made.exit_code == 0, made.output
+    assert "Reward by position" in (out / "CARD.md").read_text()
+    (out / "model.gguf").unlink()
+    assert CliRunner().invoke(app, ["export", str(out)]).exit_code == 0
+    assert (out / "model.gguf").is_file()
+    measured = CliRunner().invoke(app, ["evaluate", str(out), "--packs", "2"])
+    assert measured.exit_code == 0 and "no-context" in measured.output
+
+
+def test_mistakes_on_the_command_line_are_named(tmp_path: Path):
+    from cod_agent.errors import UnknownName, UsageError
+
+    unknown = CliRunner().invoke(app, ["clone", "--policy", "embeded", "--out", str(tmp_path)])
+    assert isinstance(unknown.exception, UnknownName) and "did you mean embedded" in str(unknown.exception)
+    nothing = CliRunner().invoke(app, ["evaluate", str(tmp_path)])
+    assert isinstance(nothing.exception, UsageError) and "holds no policy" in str(nothing.exception)
