@@ -11,10 +11,11 @@ from typing import Any
 
 import pytest
 
-from cod_agent.context import COMPACT, Message, message
+from cod_agent.context import COMPACT, Message, Trajectory, Turn, message
 from cod_agent.environments.frozen_lake import PLAYERS, FrozenLake
 from cod_agent.errors import UnknownName
 from cod_agent.policies import POLICIES, folder_of
+from cod_agent.tasks import Feedback, Observation
 
 ODD_TEXTS = [
     "",
@@ -53,6 +54,21 @@ CONVERSATIONS = _conversations()
 def test_an_unknown_policy_is_named_with_the_known_ones():
     with pytest.raises(UnknownName, match="did you mean embedded"):
         folder_of("embeded")
+
+
+def test_prompts_are_what_the_policies_were_trained_on():
+    """Whoever changes these bytes has to make the policies again."""
+    world = FrozenLake("small", 3, form="compact")
+    task = world.pack(1)[0]
+    seen = Observation("@.#*\n....\n..#.\n....")
+    framed = "<context>\nnull\n</context>\n"
+    assert COMPACT.solve(task, "", seen)[0].wire() == {"role": "user", "content": f"{framed}{seen.text}"}
+    turns = (Turn("Up? Direction 3", Observation("blocked: Direction 3\n@.#*", "blocked: Direction 3")),)
+    turns += (Turn("Right? Direction 2", Observation("Right: Direction 2", "Right: Direction 2", True)),)
+    said = COMPACT.update(task, "Up: Direction 1", Trajectory(seen, turns), Feedback(reward=1.0, text="goal"))
+    assert [m.content for m in said] == [
+        "Update\n<context>\nUp: Direction 1\n</context>\nblocked: Direction 3\nRight: Direction 2\ngoal 1"
+    ]
 
 
 @pytest.mark.parametrize("policy", POLICIES)
