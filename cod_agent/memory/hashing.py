@@ -36,6 +36,11 @@ def node_hash(parent: bytes, body: str, labels: str) -> bytes:
     return hashlib.sha256(b"\0".join((parent, labels.encode(), body.encode("utf-8", "surrogatepass")))).digest()
 
 
+def head_hash(body: str) -> bytes:
+    """A request's head: everything but the messages."""
+    return hashlib.sha256(body.encode("utf-8", "surrogatepass")).digest()
+
+
 def request_hash(head: bytes, leaf: bytes) -> bytes:
     """A call's request: its head (everything but the messages) and the last message's node."""
     return hashlib.sha256(head + leaf).digest()

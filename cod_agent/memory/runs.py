@@ -82,13 +82,17 @@ def open_run(
         (agent, name, environment, pack and canonical(pack), length, model, canonical(settings), time.time()),
     )
     run_id = int(made.lastrowid or 0)
-    body = "" if start is None else conn.execute("SELECT body FROM contexts WHERE id = ?", (start,)).fetchone()[0]
+    body, origin = "", None
+    if start is not None:
+        body, *origin = conn.execute(
+            "SELECT c.body, r.agent, r.name, c.version FROM contexts c JOIN runs r ON r.id = c.run_id WHERE c.id = ?", (start,)
+        ).fetchone()
     conn.execute(
         "INSERT INTO contexts (run_id, version, parent_id, body, hash, sources, created) VALUES (?, 0, ?, ?, ?, '[]', ?)",
         (run_id, start, body, text_hash(body), time.time()),
     )
     lease.take(conn, run_id, agent, name)
-    commit(conn, run_id, "began", None, {**said, "context": text_hash(body)})
+    commit(conn, run_id, "began", None, {**said, "context": text_hash(body), "origin": origin})
     return Run(run_id, agent, name, length)
 
 
@@ -207,11 +211,13 @@ def solved(conn: sqlite3.Connection, run: Run, known: Lived, answer: str, *, sta
     lease.hold(conn, run.id)
     made = end_episode(conn, int(known.solve_id or 0), state, reason)
     conn.execute("UPDATE tasks SET state = 'solved', answer = ?, reason = ? WHERE id = ?", (answer, reason, known.id))
+    before = context(conn, int(known.context_id or 0))
     said = {
         "fingerprint": known.task.fingerprint,
         "answer": text_hash(answer),
         "episode": made,
-        "context": context(conn, int(known.context_id or 0)).hash,
+        "from": [before.version, before.hash],
+        "state": state,
         "reason": reason,
     }
     commit(conn, run.id, "solved", known.position, said)
@@ -233,7 +239,7 @@ def updated(
     """judged -> updated, with a new version of the context."""
     lease.hold(conn, run.id)
     made = end_episode(conn, episode_id, "done")
-    parent = context(conn, conn.execute("SELECT context_id FROM episodes WHERE id = ?", (episode_id,)).fetchone()[0])
+    parent = _started_from(conn, episode_id)
     version = latest_context(conn, run.id).version + 1
     weights = conn.execute("SELECT weights FROM calls WHERE episode_id = ? ORDER BY id DESC LIMIT 1", (episode_id,)).fetchone()
     new_id = conn.execute(
@@ -242,8 +248,8 @@ def updated(
         (run.id, version, parent.id, episode_id, body, text_hash(body), weights[0] if weights else "", canonical(sources), time.time()),
     ).lastrowid
     conn.execute("UPDATE tasks SET state = 'updated' WHERE id = ?", (known.id,))
-    said = {"episode": made, "version": version, "context": text_hash(body), "parent": parent.hash, "sources": sources}
-    said["weights"] = weights[0] if weights else ""
+    said = {"episode": made, "from": [parent.version, parent.hash], "version": version, "context": text_hash(body)}
+    said |= {"sources": sources, "weights": weights[0] if weights else ""}
     commit(conn, run.id, "updated", known.position, said)
     return Context(int(new_id or 0), run.id, version, body, text_hash(body))
 
@@ -253,7 +259,9 @@ def kept(conn: sqlite3.Connection, run: Run, known: Lived, episode_id: int, reas
     lease.hold(conn, run.id)
     made = end_episode(conn, episode_id, "refused", reason)
     conn.execute("UPDATE tasks SET state = 'updated' WHERE id = ?", (known.id,))
-    commit(conn, run.id, "kept", known.position, {"episode": made, "reason": reason})
+    before = _started_from(conn, episode_id)
+    said = {"episode": made, "from": [before.version, before.hash], "reason": reason}
+    commit(conn, run.id, "kept", known.position, said)
     return latest_context(conn, run.id)
 
 
@@ -262,6 +270,10 @@ def closed(conn: sqlite3.Connection, run: Run, known: Lived) -> None:
     lease.hold(conn, run.id)
     conn.execute("UPDATE tasks SET state = 'closed' WHERE id = ?", (known.id,))
     commit(conn, run.id, "closed", known.position, {})
+
+
+def _started_from(conn: sqlite3.Connection, episode_id: int) -> Context:
+    return context(conn, conn.execute("SELECT context_id FROM episodes WHERE id = ?", (episode_id,)).fetchone()[0])
 
 
 def sources_of(messages_labels: list[str], position: int) -> list[dict[str, Any]]:
