@@ -8,6 +8,7 @@ import math
 import random
 import signal
 import struct
+import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from importlib.util import find_spec
@@ -321,3 +322,21 @@ def test_a_strangers_model_file() -> None:
     assert answer.text and (answer.tokens is not None or answer.inexact)
     assert text == engine and text.endswith("<|im_start|>assistant\n")
     assert json.dumps(answer.usage)
+
+
+async def test_a_long_answer_ends_when_nobody_waits_for_it() -> None:
+    model = opened(sampling=Sampling(temperature=50.0, seed=2), parallel=1)
+    heard: list[str] = []
+
+    async def give_up_after_three() -> None:
+        waiting = asyncio.ensure_future(model.complete([user(LAKE)], on_delta=heard.append))
+        while len(heard) < 3 and not waiting.done():
+            await asyncio.sleep(0.001)
+        waiting.cancel()
+        await asyncio.wait([waiting])
+
+    whole = await model.complete([user(LAKE)])
+    await give_up_after_three()
+    began = time.perf_counter()
+    model.close()
+    assert len(heard) < max(100, whole.usage[1]) and time.perf_counter() - began < 5

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -25,6 +26,10 @@ from cod_agent.environments.base import Form
 from cod_agent.errors import ModelError, ModelGarbled, ModelRefused
 from cod_agent.models.base import Sampling
 from cod_agent.models.gguf import fingerprint, read_metadata
+from cod_agent.models.llama_engine import Engine, Listener
+
+LONG = 256
+"""Tokens. Answers that may be longer are read piece by piece, so that they end when nobody waits for them any more."""
 
 
 class LlamaCppModel:
@@ -55,15 +60,13 @@ class LlamaCppModel:
         threads: int = 1,
         context_length: int | None = None,
     ) -> None:
-        from cod_agent.models.llama_engine import Engine
-
         self.name, self.form, self.sampling = name or f"gguf:{path}", form, sampling
         path = Path(path)
         self._engine: Engine | None = Engine(path, read_metadata(path), parallel, threads, context_length)
         self.weights = fingerprint(path)
         self.context_length = self._engine.context_length
         self._pool = ThreadPoolExecutor(self._engine.parallel, thread_name_prefix="llama")
-        self._request = _request(sampling)
+        self._request, self._closing = _request(sampling), threading.Event()
 
     async def complete(self, messages: Sequence[Message], *, on_delta: OnDelta | None = None) -> Completion:
         """One answer to `messages`.
@@ -76,21 +79,42 @@ class LlamaCppModel:
         from cod_agent.journal import record_completion
 
         async def answer(messages: Sequence[Message]) -> Completion:
-            loop = asyncio.get_running_loop()
-            return await loop.run_in_executor(self._pool, self._answer, messages, _from_thread(loop, on_delta))
+            loop, given_up = asyncio.get_running_loop(), threading.Event()
+            listen = self._listener(loop, on_delta, given_up)
+            try:
+                return await loop.run_in_executor(self._pool, self._answer, messages, listen)
+            finally:
+                given_up.set()
 
         if self._engine is None:
             raise ModelError(f"{self.name} is closed")
         return await record_completion(self.name, messages, self.sampling.wire(), answer)
 
     def close(self) -> None:
-        """Waits for answers under way, then frees the memory. The model cannot be used afterwards."""
+        """Waits for short answers under way, breaks off long ones and frees the memory; the model is then of no use."""
+        self._closing.set()
         self._pool.shutdown(wait=True)
         if self._engine is not None:
             self._engine.close()
         self._engine = None
 
-    def _answer(self, messages: Sequence[Message], tell: OnDelta | None) -> Completion:
+    def _listener(
+        self, loop: asyncio.AbstractEventLoop, on_delta: OnDelta | None, given_up: threading.Event
+    ) -> Listener | None:
+        """What hears each piece of an answer and may end it; None where it is not worth the time, for short answers."""
+        if on_delta is None and (self.sampling.max_tokens or LONG) < LONG:
+            return None
+
+        def listen(text: str) -> bool:
+            if given_up.is_set() or self._closing.is_set():
+                return False
+            if on_delta is not None and text:
+                loop.call_soon_threadsafe(on_delta, text)
+            return True
+
+        return listen
+
+    def _answer(self, messages: Sequence[Message], listen: Listener | None) -> Completion:
         engine = self._engine
         if engine is None:
             raise ModelError(f"{self.name} is closed")
@@ -101,19 +125,9 @@ class LlamaCppModel:
                 f"the conversation is {len(prompt)} tokens long, and {self.name} takes {limit} with the answer: "
                 "shorten the context or the task, or raise context_length if the model allows"
             )
-        text, finish, scored, usage = engine.complete(prompt, self._request, tell)
+        text, finish, scored, usage = engine.complete(prompt, self._request, listen)
         tokens, inexact = _exact(prompt, scored, usage)
         return Completion(text, finish, tokens, inexact, self.weights, usage)
-
-
-def _from_thread(loop: asyncio.AbstractEventLoop, on_delta: OnDelta | None) -> OnDelta | None:
-    if on_delta is None:
-        return None
-
-    def tell(text: str) -> None:
-        loop.call_soon_threadsafe(on_delta, text)
-
-    return tell
 
 
 def _request(sampling: Sampling) -> dict[str, Any]:

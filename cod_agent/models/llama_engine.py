@@ -13,16 +13,18 @@ import json
 import os
 import secrets
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from cod_agent.completions import OnDelta
 from cod_agent.errors import MissingExtra, ModelError, ModelGarbled, ModelRefused, UsageError
 from cod_agent.models.chat_template import ChatTemplate
 from cod_agent.models.gguf import all_f32
 from cod_agent.models.prompt_tokens import PromptTokens
+
+Listener = Callable[[str], bool]
+"""Called with each piece of text, from the engine's thread; False ends the answer."""
 
 LONGEST = 8192
 """Tokens of a conversation where nothing else is asked for; what larger models allow costs memory nobody asked for."""
@@ -83,16 +85,21 @@ class Engine:
         return said["tokens"]
 
     def complete(
-        self, prompt: list[int], request: dict[str, Any], tell: OnDelta | None
+        self, prompt: list[int], request: dict[str, Any], listen: Listener | None
     ) -> tuple[str, str, list[dict[str, Any]], tuple[int, int]]:
-        """Text, finish reason, one entry of {id, logprob} per token, (prompt tokens, sampled tokens)."""
+        """Text, finish reason, one entry of {id, logprob} per token, (prompt tokens, sampled tokens).
+
+        Raises:
+            ModelRefused: the engine does not take the request.
+            ModelGarbled: its answer is of an unknown shape, or was ended by `listen`.
+        """
         pieces: list[dict[str, Any]] = []
         body = {**request, "prompt": prompt}
-        if tell is None:
+        if listen is None:
             pieces.append(self._server.handle_completions(body))
         else:
             body |= {"stream": True, "stream_options": {"include_usage": True}}
-            self._server.handle_completions(body, lambda piece: _told(piece, pieces, tell))
+            self._server.handle_completions(body, lambda piece: _heard(piece, pieces, listen))
         text, finish, scored, usage = "", "", list[dict[str, Any]](), None
         for piece in pieces:
             if "error" in piece or "choices" not in piece:
@@ -126,12 +133,10 @@ class Engine:
         return said
 
 
-def _told(piece: dict[str, Any], pieces: list[dict[str, Any]], tell: OnDelta) -> bool:
+def _heard(piece: dict[str, Any], pieces: list[dict[str, Any]], listen: Listener) -> bool:
+    """Keeps a piece; True, which ends the answer, if nobody listens any more."""
     pieces.append(piece)
-    for choice in piece.get("choices", ()):
-        if choice["text"]:
-            tell(choice["text"])
-    return False
+    return not listen("".join(choice["text"] for choice in piece.get("choices", ())))
 
 
 def _failure(said: dict[str, Any]) -> ModelError:
