@@ -60,6 +60,16 @@ def message(role: Role, *parts: tuple[Origin, str]) -> Message:
 
 
 @dataclass(frozen=True, slots=True)
+class WireMessage:
+    """A message as it goes over the wire, tool calls and all, written once."""
+
+    body: str
+    """Its JSON text."""
+    spans: str
+    """The labels of its text, canonical JSON as `labels` gives them."""
+
+
+@dataclass(frozen=True, slots=True)
 class Turn:
     """One step of a solve episode as the update reads it: what the solver did, what came back."""
 

@@ -24,6 +24,7 @@ from cod_agent.memory.database import Memory
 from cod_agent.models.base import Model
 from cod_agent.solvers.base import Solver
 from cod_agent.solvers.text import TextSolver
+from cod_agent.solvers.tools import ToolSolver
 from cod_agent.tasks import Feedback, Outcome, Task
 
 Emit = Callable[[Event], None]
@@ -102,10 +103,12 @@ class Lifecycle:
             getattr(self.environment, "recovery", "deterministic"),
             (*ways.tools, *tools_of(session)),
             ask=self._asking("solve", position),
+            exchange=getattr(ways.model, "exchange", None),
             saw=lambda seen: self._tell(Observed(self.run.name, position, seen)),
             decide=ways.on_doubt,
         )
-        solver = ways.solver or TextSolver(ways.prompts or prompts_for(self.environment))
+        prompts = ways.prompts or prompts_for(self.environment)
+        solver = ways.solver or (ToolSolver(prompts) if len(tools) else TextSolver(prompts))
         with episode:
             answer = await _solved(solver, known.task, before.body, tools)
         if tools.aborted:

@@ -16,6 +16,7 @@ from typing import Any, Literal
 from cod_agent.completions import Completion
 from cod_agent.context import Message
 from cod_agent.errors import ReplayDiverged, ToolFailed, ToolInDoubt, UsageError
+from cod_agent.journal.answers import Answer
 from cod_agent.journal.episode import Episode, current_episode, effect_key
 from cod_agent.tasks import Feedback, Observation
 
@@ -56,11 +57,12 @@ class Boundary(Sequence[Callable[..., Any]]):
         tools: Sequence[Callable[..., Any]],
         *,
         ask: Callable[[Sequence[Message]], Awaitable[Completion]] | None = None,
+        exchange: Callable[..., Awaitable[Answer]] | None = None,
         saw: Callable[[Observation], None] | None = None,
         decide: Callable[[str, Any], str] | None = None,
     ) -> None:
         self._episode, self._session, self._recovery = episode, session, recovery
-        self._ask, self._saw, self._decide = ask, saw, decide
+        self._ask, self._exchange, self._saw, self._decide = ask, exchange, saw, decide
         self._tools = tuple(self._recorded(function) for function in tools)
         self._first: Observation | None = None
         self._turns: list[Observation] = []
@@ -112,6 +114,17 @@ class Boundary(Sequence[Callable[..., Any]]):
         if self._ask is None:
             raise UsageError("this agent has no model to ask: give CoDAgent(model=...)")
         return await self._ask(messages)
+
+    async def exchange(self, messages: Sequence[Any], origins: Sequence[str | None] = (), **beside: Any) -> Answer:
+        """`ask` for solvers with tools: messages and answer as they go over the wire (see `OpenAIModel.exchange`).
+
+        Raises:
+            UsageError: the agent was given no model, or one that takes no tools.
+            ModelError: the model did not answer.
+        """
+        if self._exchange is None:
+            raise UsageError("this agent has no model that takes tools: give CoDAgent(model='openai:NAME'), or a solver with its own")
+        return await self._exchange(messages, origins, **beside)
 
     async def _step(self, answer: str | None) -> Observation:
         async def do() -> tuple[Any, Any]:

@@ -23,7 +23,7 @@ from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from typing import Any, TypeVar
 
-from cod_agent.context import Message, Part, labels
+from cod_agent.context import Message, Part, WireMessage, labels
 from cod_agent.errors import ReplayDiverged
 from cod_agent.journal.answers import Answer, restore_logprobs
 from cod_agent.memory import lease
@@ -54,6 +54,7 @@ from cod_agent.completions import Completion, Tokens
 
 T = TypeVar("T")
 Redact = Callable[[str], str]
+Said = Message | WireMessage | dict[str, Any]
 
 _CURRENT: ContextVar[Episode | None] = ContextVar("cod_episode", default=None)
 
@@ -107,7 +108,7 @@ class Episode:
     """Model calls answered so far, from the record or live."""
     _known: dict[tuple[bytes, int], _Recorded] = field(default_factory=dict)
     _taken: dict[bytes, set[int]] = field(default_factory=dict)
-    _spoken: tuple[list[Message], list[Node]] = field(default_factory=lambda: ([], []))
+    _spoken: tuple[list[Said], list[Node]] = field(default_factory=lambda: ([], []))
     _pending: list[Job[Any]] = field(default_factory=list)
     """Steps that may be lost, because they can be taken again: they ride with the next commit."""
     _running: dict[bytes, int] = field(default_factory=dict)
@@ -218,28 +219,43 @@ class Episode:
 
     # ---- model calls ----
 
-    def request(self, model: str, messages: Sequence[Message], params: dict[str, Any]) -> Request:
-        """A call of our own. Messages that were said before in this episode, the same objects, are not worked on again."""
+    def request(
+        self, model: str, messages: Sequence[Said], params: dict[str, Any], origins: Sequence[str | None] = ()
+    ) -> Request:
+        """A call of our own. Messages that begin the last one's too, the same objects, are not worked on again.
+
+        Args:
+            messages: ours, or as they go over the wire: plain dictionaries are labelled by `origins` (canonical JSON of
+                `cod_agent.context.labels`), or by their role where it has None.
+        """
         said, nodes = self._spoken
-        same = 0
-        for before, now in zip(said, messages, strict=False):
-            if before is not now:
-                break
-            same += 1
-        fresh = nodes[:same]
-        parent = fresh[-1].hash if fresh else b""
-        for message in messages[same:]:
-            message = self._cleaned(message)
-            fresh.append(link(parent, compact(message.wire()), canonical(labels([message])[0])))
-            parent = fresh[-1].hash
+        fresh: list[Node] = []
+        parent, same = b"", True
+        for at, message in enumerate(messages):
+            same = same and at < len(said)
+            if same and said[at] is message and not isinstance(message, dict):
+                node = nodes[at]
+            else:
+                message = self._cleaned(message)
+                body = _body(message)
+                same = same and nodes[at].body == body
+                node = nodes[at] if same else link(parent, body, _spans(message, body, origins[at : at + 1]))
+            fresh.append(node)
+            parent = node.hash
         self._spoken = (list(messages), fresh)
+        params = params if self.redact is None else self.clean_value(params)
         head = compact({"model": model, "messages": None, **params})
         digest = sha256(head.encode()).digest()
-        return Request(head, digest, list(fresh), "own", {"model": model, **params}, request_hash(digest, parent))
+        return Request(head, digest, fresh, "own", {"model": model, **params}, request_hash(digest, parent))
 
-    def _cleaned(self, message: Message) -> Message:
-        parts = tuple(Part(part.origin, self.clean(part.text)) for part in message.parts)
-        return Message(message.role, parts)
+    def _cleaned(self, message: Said) -> Said:
+        if isinstance(message, Message):
+            return Message(message.role, tuple(Part(part.origin, self.clean(part.text)) for part in message.parts))
+        if self.redact is None:
+            return message
+        if isinstance(message, WireMessage):
+            return WireMessage(compact(self.clean_value(json.loads(message.body))), message.spans)
+        return {name: self.clean_value(value) for name, value in message.items()}
 
     async def replay(self, request: Request) -> Answer | None:
         """The recorded answer of a call whose occurrence is taken, or None if it has to be made."""
@@ -416,6 +432,27 @@ class Episode:
             )
 
         return store
+
+
+def _body(message: Said) -> str:
+    """A message's text as it is sent and stored."""
+    if isinstance(message, WireMessage):
+        return message.body
+    return compact(message.wire() if isinstance(message, Message) else message)
+
+
+def _spans(message: Said, body: str, origin: Sequence[str | None]) -> str:
+    if isinstance(message, Message):
+        return canonical(labels([message])[0])
+    if isinstance(message, WireMessage):
+        return message.spans
+    return (origin[0] if origin else None) or canonical([[len(body), origin_by_role(message)]])
+
+
+def origin_by_role(message: Any) -> str:
+    """Where a message of somebody else's making came from, as far as its role tells."""
+    role = message.get("role") if isinstance(message, dict) else None
+    return {"assistant": "model", "tool": "tool"}.get(str(role), "application")
 
 
 def _answer_of(row: dict[str, Any], message: dict[str, Any], tokens: Tokens | None) -> Answer:

@@ -24,7 +24,7 @@ from typing import Any
 
 from cod_agent.errors import ModelGarbled
 from cod_agent.journal.answers import Answer, as_stream, delta_text, read_answer
-from cod_agent.journal.episode import Episode, Request, current_episode
+from cod_agent.journal.episode import Episode, Request, current_episode, origin_by_role
 from cod_agent.journal.tokens import on_policy
 from cod_agent.memory.content import STYLES, Node, link, write_request
 from cod_agent.memory.hashing import canonical, compact, request_hash
@@ -71,7 +71,9 @@ def transport_to(url: str) -> Any:
     proxy = proxies.get(address.scheme) or proxies.get("all")
     if proxy and urllib.request.proxy_bypass(address.hostname or ""):
         proxy = None
-    return module.AsyncHTTPTransport(proxy=proxy, limits=module.Limits(max_connections=1000, max_keepalive_connections=100))
+    # Reading the certificates takes 50 ms, which plain HTTP has no use for.
+    verify = address.scheme == "https" or proxy is not None
+    return module.AsyncHTTPTransport(proxy=proxy, verify=verify, limits=module.Limits(max_connections=1000, max_keepalive_connections=100))
 
 
 def recording_client(**options: Any) -> Any:
@@ -298,17 +300,12 @@ def _build(body: dict[str, Any], style: str) -> Request:
     parent = b""
     for message in body["messages"]:
         text = compact(message)
-        nodes.append(link(parent, text, canonical([[len(text), _origin(message)]])))
+        nodes.append(link(parent, text, canonical([[len(text), origin_by_role(message)]])))
         parent = nodes[-1].hash
     head = compact({**body, "messages": None})
     digest = sha256(head.encode()).digest()
     params = {k: v for k, v in body.items() if k != "messages"}
     return Request(head, digest, nodes, style, params, request_hash(digest, parent))
-
-
-def _origin(message: Any) -> str:
-    role = message.get("role") if isinstance(message, dict) else None
-    return {"assistant": "model", "tool": "tool"}.get(str(role), "application")
 
 
 def clean_request(request: Request, episode: Episode) -> Request:

@@ -14,11 +14,10 @@ import os
 import random
 import time
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from cod_agent.completions import Completion, OnDelta
-from cod_agent.context import Message
+from cod_agent.context import Message, WireMessage
 from cod_agent.environments.base import Form
 from cod_agent.errors import (
     ModelError,
@@ -29,7 +28,6 @@ from cod_agent.errors import (
     ModelUnreachable,
     UsageError,
 )
-from cod_agent.memory.hashing import compact
 from cod_agent.models.base import Sampling
 
 if TYPE_CHECKING:
@@ -102,7 +100,7 @@ class OpenAIModel:
         return (await self._recorded(episode.request(self._model, messages, self._params), on_delta)).completion
 
     async def exchange(
-        self, messages: Sequence[dict[str, Any]], origins: Sequence[str | None] = (), **beside: Any
+        self, messages: Sequence[WireMessage | dict[str, Any]], origins: Sequence[str | None] = (), **beside: Any
     ) -> Answer:
         """The whole answer to messages as they go over the wire, for frameworks with tools; recorded like any other call.
 
@@ -114,15 +112,10 @@ class OpenAIModel:
         Raises:
             ModelError: as in `complete`.
         """
-        from cod_agent.journal.episode import current_episode
-        from cod_agent.journal.http import clean_request, read_request
+        from cod_agent.journal.episode import Episode, current_episode
 
-        request = read_request(compact({"model": self._model, "messages": messages, **self._params, **beside}).encode())
-        for at, said in enumerate(origins):
-            if said is not None:
-                request.nodes[at] = replace(request.nodes[at], labels=said)  # type: ignore[index]
-        episode = current_episode()
-        return await self._recorded(clean_request(request, episode) if episode else request, None)
+        episode = current_episode() or Episode(None, 0, 0)  # type: ignore[arg-type]
+        return await self._recorded(episode.request(self._model, messages, {**self._params, **beside}, origins), None)
 
     async def _recorded(self, request: Request, on_delta: OnDelta | None) -> Answer:
         from cod_agent.journal.episode import current_episode

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from cod_agent.context import Prompts, message
-from cod_agent.errors import UsageError
 from cod_agent.journal.boundary import Boundary
 from cod_agent.tasks import Task
 
@@ -19,8 +18,6 @@ class TextSolver:
         self._prompts = prompts
 
     async def __call__(self, task: Task, context: str, tools: Boundary) -> str:
-        if len(tools):
-            raise UsageError("this task has tools, which a text dialogue cannot call: give CoDAgent(solver=AgentScopeSolver(...)) or your own")
         if not tools.in_environment:
             return (await tools.ask(self._prompts.solve(task, context, None))).text
         seen = await tools.observe()
