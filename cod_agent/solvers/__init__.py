@@ -6,7 +6,8 @@ with `cod_agent.journal.http.recording_client()` and is recorded too. After a cr
 its own recorded past; it must ask for the same things in the same situation, and keep nothing between tasks.
 """
 
+from cod_agent.solvers.agentscope import AgentScopeSolver
 from cod_agent.solvers.base import Solver
 from cod_agent.solvers.text import TextSolver
 
-__all__ = ["Solver", "TextSolver"]
+__all__ = ["AgentScopeSolver", "Solver", "TextSolver"]
