@@ -1,0 +1,164 @@
+"""`cod context`: the history of an agent's context. Every version is kept; nothing here writes."""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from cod_agent.cli.output import command_line, console, print_json
+from cod_agent.errors import UnknownName, UsageError
+
+if TYPE_CHECKING:
+    from cod_agent.memory.history import Version
+
+app = typer.Typer(
+    no_args_is_help=True,
+    help="The history of an agent's context.\n\nExample: cod context log lake.db",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+Db = Annotated[Path, typer.Argument(metavar="DB", help="A run database.")]
+Agent = Annotated[str | None, typer.Option("--agent", help="Whose; may be left out where the file has one agent.")]
+Run = Annotated[str | None, typer.Option("--run", help="Which of its runs; may be left out where it has one.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
+
+
+@app.command("log")
+def log(db: Db, agent: Agent = None, run: Run = None, as_json: Json = False) -> None:
+    """List the versions of a run's context, or the runs of a file that has many.
+
+    Example: cod context log lake.db --run frozen-lake:small/eval/1/0
+    """
+    from cod_agent.memory import history
+    from cod_agent.memory.readonly import look
+
+    with look(db) as conn:
+        found = history.find(conn, agent, run)
+        if len(found) != 1:
+            return _runs(found, db, as_json)
+        chosen = found[0]
+        steps = history.steps(conn, chosen)
+    if as_json:
+        return print_json({"agent": chosen.agent, "run": chosen.name, "steps": [step.json() for step in steps]})
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for name in ("task", "reward", "update", "version", "hash", "by", "context"):
+        table.add_column(name, justify="right" if name in ("reward", "version") else "left", overflow="fold")
+    for step in steps:
+        reward = "" if step.reward is None else f"{step.reward:g}"
+        update = f"kept: {step.reason}" if step.update == "kept" else step.update
+        table.add_row(
+            str(step.position),
+            reward,
+            update,
+            str(step.version),
+            step.hash[:8],
+            Text(step.weights[:24]),
+            Text(step.body),
+        )
+    typer.echo(f"{chosen.agent}, {chosen.name}")
+    console().print(table)
+    return None
+
+
+@app.command("show")
+def show(
+    db: Db,
+    agent: Agent = None,
+    run: Run = None,
+    version: Annotated[int | None, typer.Option("--version", help="Which; the newest if left out.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Show one version of a context, as it is: good for a pipe.
+
+    Example: cod context show lake.db --run frozen-lake:small/eval/1/0 --version 2
+    """
+    found = _version(db, agent, run, version)
+    if as_json:
+        return print_json(found.json())
+    return typer.echo(found.body)
+
+
+@app.command("diff")
+def diff(
+    db: Db,
+    agent: Agent = None,
+    run: Run = None,
+    version: Annotated[
+        list[int] | None,
+        typer.Option("--version", help="Give it twice: from, to. Once: from the one before. Left out: the newest two."),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Show what changed between two versions, as a unified diff.
+
+    Example: cod context diff lake.db --run frozen-lake:small/eval/1/0 --version 1 --version 3
+    """
+    asked = version or []
+    if len(asked) > 2:
+        raise UsageError("a diff is between two versions: give --version at most twice")
+    new = _version(db, agent, run, asked[-1] if asked else None)
+    old = _version(db, agent, run, asked[0] if len(asked) == 2 else max(new.version - 1, 0))
+    lines = list(
+        difflib.unified_diff(
+            old.body.splitlines(),
+            new.body.splitlines(),
+            f"version {old.version} ({old.hash[:8]})",
+            f"version {new.version} ({new.hash[:8]})",
+            lineterm="",
+        )
+    )
+    if as_json:
+        return print_json({"from": old.json(), "to": new.json(), "diff": "\n".join(lines)})
+    if not lines:
+        return typer.echo(f"versions {old.version} and {new.version} are the same")
+    styles = {"+": "green", "-": "red", "@": "cyan"}
+    for line in lines:
+        console().print(line, style=styles.get(line[:1], ""), markup=False, soft_wrap=True)
+    return None
+
+
+def _version(db: Path, agent: str | None, run: str | None, version: int | None) -> Version:
+    from cod_agent.memory import history
+    from cod_agent.memory.readonly import look
+
+    with look(db) as conn:
+        found = history.find(conn, agent, run)
+        if len(found) != 1:
+            names = ", ".join(f"{one.agent} {one.name}" for one in found[:3]) + (", ..." if found[3:] else "")
+            raise UsageError(
+                f"{db} has {len(found)} runs ({names}): say which by --agent and --run; "
+                f"{command_line('cod', 'context', 'log', db)} lists them"
+            )
+        return history.version(conn, found[0], version)
+
+
+def _runs(found: list[Any], db: Path, as_json: bool) -> None:
+    if not found:
+        raise UnknownName(f"{db} holds no runs yet")
+    if as_json:
+        return print_json({"runs": [one.json() for one in found]})
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for name in ("agent", "run", "tasks", "reward", "versions"):
+        table.add_column(name, justify="left" if name in ("agent", "run") else "right", no_wrap=True)
+    table.add_column("newest context", no_wrap=True, overflow="ellipsis", max_width=44)
+    for one in found:
+        mean = "" if one.mean is None else f"{one.mean:.2f}"
+        newest = " / ".join(one.newest.splitlines())
+        table.add_row(one.agent, Text(one.name), str(one.tasks), mean, str(one.versions), Text(newest))
+    console().print(table)
+    more = command_line("cod", "context", "log", db, "--agent", found[0].agent, "--run", found[0].name)
+    return typer.echo(f"{len(found)} runs. One of them in full: {more}")
+
+
+__all__ = ["app"]

@@ -1,0 +1,152 @@
+"""`cod run`: live through packs of a world, and go on with it after anything that stopped it."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from cod_agent.cli import options
+from cod_agent.cli.output import Progress, command_line, console, interval, print_json, resumable, signed
+
+if TYPE_CHECKING:
+    from cod_agent.evaluation import Evaluation, Lane, Plan
+    from cod_agent.memory import Memory
+    from cod_agent.tasks import Outcome
+
+
+def run(
+    world: options.World = None,
+    model: options.Model = None,
+    db: Annotated[Path, typer.Option("--db", help="The run database; made if absent.")] = Path("cod.db"),
+    packs: options.Packs = None,
+    pack_size: options.PackSize = None,
+    seed: options.Seed = None,
+    agent: options.Agent = None,
+    resume: options.Resume = False,
+    only: Annotated[str | None, typer.Option("--run", help="With --resume: this one run only.")] = None,
+    form: options.Form = None,
+    temperature: options.Temperature = None,
+    max_tokens: options.MaxTokens = None,
+    base_url: options.BaseUrl = None,
+    api_key: options.ApiKey = None,
+    exact: options.Exact = None,
+    stream: options.Stream = None,
+    timeout: options.Timeout = None,
+    concurrency: options.Concurrency = None,
+    as_json: options.Json = False,
+) -> None:
+    """Live through packs of a world.
+
+    Every call is recorded in one SQLite file before it counts; whatever stops it, --resume goes on.
+
+    Example: cod run frozen-lake:small --model embedded --packs 8 --db lake.db
+    """
+    flags = options.flags_of(locals())
+    plan = options.resumed(db, flags, only) if resume else options.plan_of(flags, {"packs": 8})
+    with resumable(command_line("cod", "run", "--resume", "--db", db), db):
+        told = _Told(plan, quiet=as_json)
+        found = asyncio.run(_live(plan, db, told, api_key, only))
+    if as_json:
+        print_json({**found.json(), "db": str(db), "agent": plan.agent, "tasks": told.tasks})
+    else:
+        _summary(found, told, plan, db)
+
+
+class _Told:
+    """What happens, as a line and a count each."""
+
+    def __init__(self, plan: Plan, *, quiet: bool) -> None:
+        self.quiet, self.before, self.tasks = quiet, set[tuple[str, int]](), list[dict[str, Any]]()
+        self.lived = 0
+        self.progress = Progress(plan.packs * plan.pack_size, "tasks")
+
+    def outcome(self, lane: Lane, pack: int, outcome: Outcome) -> None:
+        reward = outcome.reward if outcome.reward is not None and outcome.reward == outcome.reward else None
+        self.tasks.append(
+            {
+                "run": outcome.run,
+                "position": outcome.position,
+                "reward": reward,
+                "update": outcome.update,
+                "version": outcome.version,
+                "calls": outcome.calls,
+                "reason": outcome.reason,
+            }
+        )
+        self.progress.step()
+        if (outcome.run, outcome.position) in self.before:
+            self.lived += 1
+        elif not self.quiet:
+            self.progress.line(_line(outcome))
+
+
+def _line(outcome: Outcome) -> str:
+    reward = "none" if outcome.reward is None else f"{outcome.reward:g}"
+    said = {"written": f"context version {outcome.version}", "kept": f"context kept ({outcome.reason})"}.get(
+        outcome.update, ""
+    )
+    return f"{outcome.run} task {outcome.position}: reward {reward}" + (f", {said}" if said else "")
+
+
+async def _live(plan: Plan, db: Path, told: _Told, api_key: str | None, only: str | None) -> Evaluation:
+    from cod_agent.evaluation import Watch, lanes_of, live_all, refuse_mixture, release, set_up, summarise
+    from cod_agent.memory import Memory
+
+    plan, world, model = set_up(plan, api_key=api_key)
+    try:
+        memory = Memory.open(db)
+        try:
+            refuse_mixture(memory, plan, (world.pack(plan.pack_size, pack).id for pack in range(plan.packs)))
+            told.before = finished(memory, plan.agent)
+            lanes = lanes_of(plan, world, model)
+            with told.progress:
+                seconds = await live_all(plan, lanes, memory, Watch(outcome=told.outcome), only=only)
+            return summarise(plan, lanes, seconds)
+        finally:
+            memory.close()
+    finally:
+        await release(model)
+
+
+def finished(memory: Memory, agent: str) -> set[tuple[str, int]]:
+    """The (run, position) pairs that need nothing more."""
+    query = (
+        "SELECT r.name, t.position FROM tasks t JOIN runs r ON r.id = t.run_id "
+        "WHERE r.agent = ? AND t.state IN ('updated', 'closed')"
+    )
+    return memory.read_sync(lambda conn: {(name, position) for name, position in conn.execute(query, (agent,))})
+
+
+def _summary(found: Evaluation, told: _Told, plan: Plan, db: Path) -> None:
+    if told.lived:
+        typer.echo(f"({told.lived} tasks had been lived before)")
+    typer.echo("")
+    console().print(by_position(found))
+    kept = f", {found.kept} refused" if found.kept else ""
+    typer.echo(
+        f"{found.packs} packs of {found.pack_size} lived in {found.seconds:.1f} s: "
+        f"mean reward {interval(found.main.overall)}, {found.calls} calls, {found.written} contexts written{kept}."
+    )
+    typer.echo(f"All of it is in {db}. Look at the contexts: {command_line('cod', 'context', 'log', db)}")
+
+
+def by_position(found: Evaluation) -> Any:
+    """Reward by position, a column for each player."""
+    from rich import box
+    from rich.table import Table
+
+    from cod_agent.evaluation import MAIN
+
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, caption="mean reward [95% interval]", caption_justify="left")
+    curves = {MAIN: found.main, **found.controls}
+    table.add_column("task", justify="right")
+    for name in curves:
+        table.add_column(name, justify="right", style="bold" if name == MAIN else "", no_wrap=True)
+    for position in range(found.pack_size):
+        table.add_row(str(position + 1), *(interval(curve.points[position]) for curve in curves.values()))
+    table.add_section()
+    table.add_row("last - first", *(signed(curve.gain) for curve in curves.values()))
+    return table

@@ -1,0 +1,38 @@
+"""Does the context help? Reward by position, with 95% intervals, beside the same model without its context.
+
+    plan = Plan("frozen-lake:small", "embedded", packs=64, controls=("no-context",))
+    found = await evaluate(plan, Memory.open("eval.db"))
+    draw(found, "eval.png")
+
+The run database is the evidence, and an evaluation that was interrupted goes on from it. `cod eval` is this on the
+command line.
+"""
+
+from cod_agent.evaluation.figure import draw
+from cod_agent.evaluation.lives import MAIN, NO_CONTEXT, Lane, Watch, lanes_of, live_all
+from cod_agent.evaluation.plan import Plan, kept_plan, refuse_mixture, release, set_up
+from cod_agent.evaluation.result import Evaluation, evaluate, summarise
+from cod_agent.evaluation.statistics import Curve, Interval, Point, curve, difference
+
+__all__ = [
+    "MAIN",
+    "NO_CONTEXT",
+    "Curve",
+    "Evaluation",
+    "Interval",
+    "Lane",
+    "Plan",
+    "Point",
+    "Watch",
+    "curve",
+    "difference",
+    "draw",
+    "evaluate",
+    "kept_plan",
+    "lanes_of",
+    "live_all",
+    "refuse_mixture",
+    "release",
+    "set_up",
+    "summarise",
+]

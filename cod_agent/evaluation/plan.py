@@ -1,0 +1,162 @@
+"""A plan: which packs of which world a model lives through, and how. It is kept with every run it makes.
+
+Run names are the packs' ids, so the same plan on the same file goes on where it was; and since the plan itself is
+in the file, `--resume` needs nothing but the file. What would mix two experiments in one run is refused.
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any
+from urllib.parse import urlsplit, urlunsplit
+
+from cod_agent.environments import Form, make_world
+from cod_agent.errors import UnknownName, UsageError
+from cod_agent.memory import Memory
+from cod_agent.models.base import Model, Sampling
+
+PLAN = "plan"
+"""The key of a run's settings under which its plan stands."""
+
+_SAME = ("world", "model", "pack_size", "form", "temperature", "max_tokens", "exact")
+"""What may not differ between two plans that share a run."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What to live through. The fields are the flags of `cod run` and `cod eval`."""
+
+    world: str
+    model: str
+    packs: int = 8
+    pack_size: int = 4
+    seed: int = 1
+    agent: str = "agent"
+    controls: tuple[str, ...] = ()
+    form: Form | None = None
+    """How the world talks; None: as the model likes it."""
+    temperature: float = 1.0
+    max_tokens: int | None = None
+    base_url: str | None = None
+    exact: bool = False
+    stream: bool = False
+    timeout: float | None = None
+    concurrency: int = 32
+    """Packs lived at once."""
+
+    def check(self) -> Plan:
+        """The plan itself.
+
+        Raises:
+            UsageError: it asks for nothing, or for less than nothing.
+        """
+        for name in ("packs", "pack_size", "concurrency"):
+            if getattr(self, name) < 1:
+                raise UsageError(f"--{name.replace('_', '-')} must be at least 1, not {getattr(self, name)}")
+        if self.temperature < 0:
+            raise UsageError(f"--temperature cannot be negative, and is {self.temperature:g}")
+        return self
+
+    def settings(self) -> dict[str, Any]:
+        """As it is kept with each run. Credentials in an address are left out."""
+        return {PLAN: {**asdict(self), "controls": list(self.controls), "base_url": _public(self.base_url)}}
+
+    @property
+    def sampling(self) -> Sampling:
+        return Sampling(temperature=self.temperature, max_tokens=self.max_tokens)
+
+
+def set_up(plan: Plan, *, api_key: str | None = None) -> tuple[Plan, Any, Model]:
+    """The plan with its world's full name, the world, and the model, which whoever sets up closes (`release`).
+
+    Raises:
+        UnknownName, UsageError, MissingExtra: see `make_world` and `cod_agent.models.resolve`.
+    """
+    from cod_agent.models import resolve
+
+    # Players of a world speak its compact form; a language model says itself what it speaks.
+    plan.check()
+    world = make_world(plan.world, seed=plan.seed, form=plan.form or "compact")
+    options: dict[str, Any] = {"exact": True} if plan.exact else {}
+    model = resolve(
+        plan.model,
+        world=world,
+        sampling=plan.sampling,
+        base_url=plan.base_url,
+        api_key=api_key,
+        concurrency=plan.concurrency,
+        timeout=plan.timeout,
+        stream=plan.stream,
+        **options,
+    )
+    form = plan.form or model.form
+    world = world if world.form == form else make_world(plan.world, seed=plan.seed, form=form)
+    return replace(plan, world=world.name), world, model
+
+
+async def release(model: Model) -> None:
+    """Close a model that was resolved by its name."""
+    if hasattr(model, "aclose"):
+        await model.aclose()
+    if hasattr(model, "close"):
+        model.close()
+
+
+def kept_plan(memory: Memory, run: str | None = None) -> Plan:
+    """The plan of a run, or of the newest one in the file.
+
+    Raises:
+        UnknownName: no such run.
+        UsageError: it was not made by a plan.
+    """
+
+    def read(conn: sqlite3.Connection) -> list[tuple[str, str]]:
+        where, values = ("WHERE name = ?", (run,)) if run else ("", ())
+        return conn.execute(f"SELECT name, settings FROM runs {where} ORDER BY id DESC", values).fetchall()
+
+    found = memory.read_sync(read)
+    if not found and run:
+        known = memory.read_sync(lambda conn: [row[0] for row in conn.execute("SELECT name FROM runs LIMIT 20")])
+        raise UnknownName.among("run", run, known)
+    for _, settings in found:
+        said = json.loads(settings).get(PLAN)
+        if said is not None:
+            names = {field.name for field in fields(Plan)}
+            known_fields = {key: value for key, value in said.items() if key in names}
+            return Plan(**{**known_fields, "controls": tuple(said.get("controls", ()))})
+    raise UsageError(
+        f"{memory.path} holds no run that a command could resume: those of a program of yours go on when it runs again"
+        if found
+        else f"{memory.path} holds no run yet: name a world and a model to begin one"
+    )
+
+
+def refuse_mixture(memory: Memory, plan: Plan, names: Iterable[str]) -> None:
+    """Make sure that what the file holds under the plan's run names was made by the same plan.
+
+    Raises:
+        UsageError: it was made by another one.
+    """
+
+    def read(conn: sqlite3.Connection) -> list[tuple[str, str]]:
+        return conn.execute("SELECT name, settings FROM runs WHERE agent = ?", (plan.agent,)).fetchall()
+
+    ours, mine = plan.settings()[PLAN], set(names)
+    for settings in {settings for name, settings in memory.read_sync(read) if name in mine}:
+        said = json.loads(settings).get(PLAN) or {}
+        for name in _SAME:
+            if said.get(name) != ours[name]:
+                raise UsageError(
+                    f"{memory.path} holds these packs lived by agent {plan.agent!r} with {name.replace('_', ' ')} "
+                    f"{said.get(name)}, not {ours[name]}: choose another file or agent, or resume what is there"
+                )
+
+
+def _public(address: str | None) -> str | None:
+    if address is None:
+        return None
+    parts = urlsplit(address)
+    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))

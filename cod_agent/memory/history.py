@@ -1,0 +1,144 @@
+"""The history of contexts, for people: which runs a file has, what each task made of the context, every version.
+
+Nothing here writes.
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from cod_agent.errors import UnknownName
+
+
+@dataclass(frozen=True, slots=True)
+class RunSummary:
+    """A run at a glance."""
+
+    id: int
+    agent: str
+    name: str
+    tasks: int
+    mean: float | None
+    """Mean of the rewards that are known."""
+    versions: int
+    """Versions written, without the empty one it began with."""
+    newest: str
+
+    def json(self) -> dict[str, Any]:
+        said = asdict(self)
+        del said["id"]
+        return said
+
+
+@dataclass(frozen=True, slots=True)
+class Version:
+    """One version of a context."""
+
+    version: int
+    body: str
+    hash: str
+    weights: str
+    """Which weights wrote it."""
+    position: int | None
+    """The task after which it was written; None for the one the run began with."""
+    parent: int | None
+    sources: list[dict[str, Any]]
+    """Where its text came from: the origins its update read, and the version it was made from."""
+
+    def json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """What one task made of the context."""
+
+    position: int
+    task: str
+    reward: float | None
+    update: str
+    """written, kept, or none."""
+    reason: str
+    """Why an update was refused."""
+    version: int
+    """The newest version after the task."""
+    hash: str
+    weights: str
+    body: str
+
+    def json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def find(conn: sqlite3.Connection, agent: str | None = None, run: str | None = None) -> list[RunSummary]:
+    """The runs of an agent, oldest first; without an agent those of all.
+
+    Raises:
+        UnknownName: the file knows no such agent, or no run of that name.
+    """
+    agents = [row[0] for row in conn.execute("SELECT DISTINCT agent FROM runs")]
+    if agent is not None and agent not in agents:
+        raise UnknownName.among("agent", agent, agents)
+    found = [
+        RunSummary(*row)
+        for row in conn.execute(
+            "SELECT r.id, r.agent, r.name, (SELECT count(*) FROM tasks t WHERE t.run_id = r.id),"
+            " (SELECT avg(t.reward) FROM tasks t WHERE t.run_id = r.id),"
+            " (SELECT count(*) - 1 FROM contexts c WHERE c.run_id = r.id),"
+            " (SELECT coalesce(c.body, '') FROM contexts c WHERE c.run_id = r.id ORDER BY c.version DESC LIMIT 1)"
+            " FROM runs r WHERE ? IS NULL OR r.agent = ? ORDER BY r.id",
+            (agent, agent),
+        )
+    ]
+    if run is None:
+        return found
+    named = [one for one in found if one.name == run]
+    if not named:
+        raise UnknownName.among("run", run, [one.name for one in found][-20:])
+    return named
+
+
+def steps(conn: sqlite3.Connection, run: RunSummary) -> list[Step]:
+    """Every task of a run, in order, with the context after it."""
+    versions = [version(conn, run, number) for (number,) in _numbers(conn, run)]
+    rows = conn.execute(
+        "SELECT t.position, t.name, t.reward, t.state, coalesce(e.state, ''), coalesce(e.reason, '') FROM tasks t "
+        "LEFT JOIN episodes e ON e.run_id = t.run_id AND e.position = t.position AND e.kind = 'update' "
+        "WHERE t.run_id = ? ORDER BY t.position",
+        (run.id,),
+    ).fetchall()
+    out, now = [], versions[0]
+    for position, task, reward, _, update, reason in rows:
+        wrote = next((one for one in versions if one.position == position), None)
+        now = wrote or now
+        what = "written" if wrote else "kept" if update == "refused" else "none"
+        out.append(
+            Step(position, task, reward, what, reason, now.version, now.hash, wrote.weights if wrote else "", now.body)
+        )
+    return out
+
+
+def version(conn: sqlite3.Connection, run: RunSummary, number: int | None = None) -> Version:
+    """One version of a run's context, the newest if no number is given.
+
+    Raises:
+        UnknownName: it has no such version.
+    """
+    row = conn.execute(
+        "SELECT c.version, c.body, c.hash, c.weights, e.position, p.version, c.sources FROM contexts c "
+        "LEFT JOIN episodes e ON e.id = c.episode_id LEFT JOIN contexts p ON p.id = c.parent_id "
+        "WHERE c.run_id = ? AND (? IS NULL OR c.version = ?) ORDER BY c.version DESC LIMIT 1",
+        (run.id, number, number),
+    ).fetchone()
+    if row is None:
+        known = [found for (found,) in _numbers(conn, run)]
+        raise UnknownName(f"run {run.name!r} has no context version {number}: it has {known[0]} to {known[-1]}")
+    number, body, hashed, weights, position, parent, sources = row
+    return Version(number, body or "", hashed, weights, position, parent, json.loads(sources))
+
+
+def _numbers(conn: sqlite3.Connection, run: RunSummary) -> list[tuple[int]]:
+    return conn.execute("SELECT version FROM contexts WHERE run_id = ? ORDER BY version", (run.id,)).fetchall()

@@ -1,0 +1,168 @@
+"""The part of `verify` that walks a run: each commit's hash is of what was committed, each link of the last one."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from typing import Any, Protocol
+
+from cod_agent.memory.hashing import chain, text_hash, value_hash
+from cod_agent.tasks import Feedback, Task
+
+_AFTER = {"solved": "solved", "judged": "judged", "updated": "updated", "kept": "updated", "closed": "closed"}
+"""The state a task is in after a commit."""
+
+
+class Faults(Protocol):
+    """What a walk reports to."""
+
+    pruned: int
+    counts: dict[str, int]
+
+    def wrong(self, fault: str) -> None: ...
+
+
+Row = dict[str, Any]
+
+
+def check_run(conn: sqlite3.Connection, report: Faults, run_id: int) -> None:
+    """Check a run's row, tasks, contexts, the states of its episodes, and its chain of commits."""
+    _Walk(conn, report, run_id).walk()
+
+
+class _Walk:
+    def __init__(self, conn: sqlite3.Connection, report: Faults, run_id: int) -> None:
+        self._conn, self._report = conn, report
+        self.run = self._rows("SELECT * FROM runs WHERE id = ?", run_id)[0]
+        self.tasks = {row["position"]: row for row in self._rows("SELECT * FROM tasks WHERE run_id = ?", run_id)}
+        self.contexts = self._rows("SELECT * FROM contexts WHERE run_id = ? ORDER BY version", run_id)
+        self.by_id = {row["id"]: row for row in self.contexts}
+        episodes = self._rows("SELECT * FROM episodes WHERE run_id = ?", run_id)
+        self.episodes = {(row["position"], row["kind"]): row for row in episodes}
+        self.commits = self._rows("SELECT * FROM commits WHERE run_id = ? ORDER BY seq", run_id)
+        for table, rows in (("tasks", self.tasks), ("contexts", self.contexts), ("commits", self.commits)):
+            report.counts[table] = report.counts.get(table, 0) + len(rows)
+
+    def _rows(self, query: str, *values: Any) -> list[Row]:
+        cursor = self._conn.execute(query, values)
+        names = [column[0] for column in cursor.description]
+        return [dict(zip(names, row, strict=True)) for row in cursor]
+
+    def _wrong(self, fault: str) -> None:
+        self._report.wrong(f"run {self.run['name']!r} of agent {self.run['agent']!r}: {fault}")
+
+    def walk(self) -> None:
+        """Contexts and tasks by themselves, then the commits, then what the commits leave no room for."""
+        for row in self.contexts:
+            if row["body"] is None:
+                self._report.pruned += 1
+            elif text_hash(row["body"]) != row["hash"]:
+                self._wrong(f"context version {row['version']} is not the one written: its hash does not agree")
+        for position, row in self.tasks.items():
+            self._task(position, row)
+        last, written = self._chain()
+        for position, row in self.tasks.items():
+            if row["state"] != last.get(position, "open"):
+                self._wrong(f"task {position} is {row['state']}, its commits say {last.get(position, 'open')}")
+        if [row["version"] for row in self.contexts] != [0, *written]:
+            self._wrong(f"it has {len(self.contexts)} context versions, its commits say {len(written) + 1}")
+        for (position, kind), row in self.episodes.items():
+            if row["state"] != self._ended(position, kind, last):
+                self._wrong(f"the {kind} episode of task {position} is {row['state']}, its commits say otherwise")
+
+    def _task(self, position: int, row: Row) -> None:
+        if row["body"] is None:
+            self._report.pruned += 1
+        else:
+            task = Task.model_validate_json(row["body"])
+            if task.fingerprint != row["fingerprint"] or task.id != row["name"]:
+                self._wrong(f"task {position} is not the one that was given: its fingerprint does not agree")
+        said = Feedback.model_validate_json(row["feedback"]).reward if row["feedback"] else None
+        if row["reward"] != (None if said is None or said != said else said):
+            self._wrong(f"task {position} shows a reward of {row['reward']}, its feedback says {said}")
+        if (position, "solve") not in self.episodes:
+            self._wrong(f"task {position} has no solve episode")
+
+    def _chain(self) -> tuple[dict[int, str], list[int]]:
+        """Checks every commit; returns the state of each task after them, and the context versions they wrote."""
+        last: dict[int, str] = {}
+        written: list[int] = []
+        previous = ""
+        for number, row in enumerate(self.commits):
+            what, position = row["what"], row["position"]
+            where = f"commit {row['seq']} ({what}{'' if position is None else f' task {position}'})"
+            if row["seq"] != number or (what == "began") != (number == 0):
+                self._wrong(f"{where} is out of order: one is missing")
+            if row["chain"] != chain(previous, row["hash"]):
+                self._wrong(f"{where} does not follow from the one before it: the chain is broken")
+            previous = row["chain"]
+            said = self._said(what, position)
+            if said is None or value_hash({"what": what, "position": position, **said}) != row["hash"]:
+                self._wrong(f"{where} committed something else than what is stored now")
+            if what in _AFTER:
+                last[position] = _AFTER[what]
+            if what == "updated":
+                written.append(len(written) + 1)
+        if not self.commits:
+            self._wrong("it has no commits, not even the one that begins it")
+        return last, written
+
+    def _said(self, what: str, position: int) -> dict[str, Any] | None:
+        """What a commit must have said, from what is stored now; None if something is missing."""
+        if what == "began":
+            return self._began()
+        task = self.tasks.get(position)
+        if task is None:
+            return None
+        if what == "judged":
+            return {"feedback": text_hash(task["feedback"])} if task["feedback"] else None
+        if what == "closed":
+            return {}
+        episode = self.episodes.get((position, "solve" if what == "solved" else "update"))
+        before = episode and self.by_id.get(episode["context_id"])
+        if not episode or not before:
+            return None
+        said = {"episode": episode["digest"], "from": [before["version"], before["hash"]]}
+        if what == "kept":
+            return {**said, "reason": episode["reason"]}
+        if what == "updated":
+            return self._updated(said, episode)
+        if task["reason"] != episode["reason"] or task["answer"] is None:
+            return None
+        said |= {"fingerprint": task["fingerprint"], "answer": text_hash(task["answer"])}
+        return {**said, "state": episode["state"], "reason": task["reason"]}
+
+    def _began(self) -> dict[str, Any] | None:
+        run, first = self.run, self.contexts[0] if self.contexts else None
+        if first is None:
+            return None
+        origin = None
+        if first["parent_id"] is not None:
+            query = "SELECT r.agent, r.name, c.version FROM contexts c JOIN runs r ON r.id = c.run_id WHERE c.id = ?"
+            origin = list(self._conn.execute(query, (first["parent_id"],)).fetchone())
+        return {
+            "agent": run["agent"],
+            "run": run["name"],
+            "environment": run["environment"],
+            "pack": run["pack"] and json.loads(run["pack"]),
+            "length": run["length"],
+            "model": run["model"],
+            "settings": json.loads(run["settings"]),
+            "context": first["hash"],
+            "origin": origin,
+        }
+
+    def _updated(self, said: dict[str, Any], episode: Row) -> dict[str, Any] | None:
+        new = next((row for row in self.contexts if row["episode_id"] == episode["id"]), None)
+        if new is None or new["parent_id"] != episode["context_id"] or episode["reason"]:
+            return None
+        said |= {"version": new["version"], "context": new["hash"]}
+        return {**said, "sources": json.loads(new["sources"]), "weights": new["weights"]}
+
+    def _ended(self, position: int, kind: str, last: dict[int, str]) -> str:
+        """The state an episode must be in."""
+        state = self.episodes[position, kind]["state"]
+        if kind == "solve":  # done or aborted: the commit's hash knows which
+            return "live" if last.get(position, "open") == "open" else state if state != "live" else "done"
+        whats = {row["what"] for row in self.commits if row["position"] == position}
+        return "done" if "updated" in whats else "refused" if "kept" in whats else "live"
