@@ -164,7 +164,7 @@ class CoDAgent:
         else:
             run, position = run or LIFE, outcome
         opened = await self._opened(run, None, None, must_exist=True)
-        said = Feedback(reward=reward, text=text)
+        said = Feedback(reward=reward, text=self._ways.redact(text) if self._ways.redact else text)
         async with self._lock(run), self._renewed(opened):
             known = await self.memory.read(lambda conn: read.position(conn, opened, position))
             if known.state == "open":

@@ -71,12 +71,12 @@ class Lifecycle:
         Raises:
             TaskMismatch: another task stands there.
         """
-        memory = self.ways.memory
+        memory, given, task = self.ways.memory, task, self._cleaned(task)
         known, before = await memory.write(lambda conn: runs.begin_task(conn, self.run, position, task))
         due: _Update | None = None
         if known.state == "open":
             self._tell(TaskBegun(self.run.name, position, task, before.body, before.version))
-            known, due = await self._solve(known, before)
+            known, due = await self._solve(known, before, given)
         elif known.state == "judged":
             known, due = await memory.write(lambda conn: self._proceed(conn, position))
         if due is not None:
@@ -91,12 +91,18 @@ class Lifecycle:
 
     # ---- solve ----
 
-    async def _solve(self, known: runs.Lived, before: runs.Context) -> tuple[runs.Lived, _Update | None]:
+    def _cleaned(self, task: Task) -> Task:
+        """As it may be stored and shown to the solver. The environment, which made it, gets it as it is."""
+        if self.ways.redact is None:
+            return task
+        return Task.model_validate(Episode(self.ways.memory, 0, 0, self.ways.redact).clean_value(task.model_dump()))
+
+    async def _solve(self, known: runs.Lived, before: runs.Context, given: Task) -> tuple[runs.Lived, _Update | None]:
         ways, position = self.ways, known.position
         episode = Episode(ways.memory, self.run.id, int(known.solve_id or 0), ways.redact)
         if not known.fresh:
             await episode.load()
-        session = self.environment.start(known.task) if self.environment else None
+        session = self.environment.start(given) if self.environment else None
         tools = Boundary(
             episode,
             session,
@@ -110,7 +116,12 @@ class Lifecycle:
         prompts = ways.prompts or prompts_for(self.environment)
         solver = ways.solver or (ToolSolver(prompts) if len(tools) else TextSolver(prompts))
         with episode:
-            answer = await _solved(solver, known.task, before.body, tools)
+            try:
+                answer = await _solved(solver, known.task, before.body, tools)
+            except Exception as error:
+                if episode.stopped is not None and error is not episode.stopped:
+                    raise episode.stopped from error
+                raise
         if tools.aborted:
             await ways.memory.write(episode.commit(lambda conn: self.abort(conn, known, tools.aborted)))
             return known, None

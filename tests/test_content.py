@@ -78,12 +78,16 @@ def test_the_shared_prefix_is_the_longest(common: list[int], one: list[int], oth
     assert length == min(len(before), len(after)) or before[length] != after[length]
 
 
-calls = st.lists(st.tuples(st.integers(0, 60), ids, st.lists(st.integers(0, 99), min_size=1, max_size=8)), min_size=1, max_size=8)
+calls = st.lists(
+    st.tuples(st.integers(0, 60), ids, st.lists(st.integers(0, 99), min_size=1, max_size=8)), min_size=1, max_size=8
+)
 
 
 @QUICK
 @given(calls)
-async def test_the_tokens_of_a_conversation_are_given_back_exactly(memory: Memory, calls: list[tuple[int, list[int], list[int]]]) -> None:
+async def test_the_tokens_of_a_conversation_are_given_back_exactly(
+    memory: Memory, calls: list[tuple[int, list[int], list[int]]]
+) -> None:
     episode = Episode(memory, 1, 1)
     before: list[int] = []
     for keep, fresh, sampled in calls:
@@ -106,16 +110,22 @@ async def test_a_prompt_that_extends_the_last_one_is_stored_by_its_end(memory: M
         tokens = Tokens(prompt, [7, 8, number], [-1.0, -2.0, -3.0])
         request = episode.request("m", [message("user", ("application", f"{number}"))], {})
         answer = read_answer("", b'{"choices": [{"message": {"content": "y"}, "logprobs": {"content": []}}]}')
-        await episode.record(request, type(answer)(answer.body, Completion("y", "stop", tokens)), 0.0, on_policy=True, lean=True)
+        await episode.record(
+            request, type(answer)(answer.body, Completion("y", "stop", tokens)), 0.0, on_policy=True, lean=True
+        )
         prompt = [*prompt, *tokens.sampled, 1, 2]
-    sizes = await memory.read(lambda conn: [tuple(r) for r in conn.execute("SELECT prompt_shared, length(prompt_ids) FROM calls ORDER BY id")])
+    sizes = await memory.read(
+        lambda conn: [tuple(r) for r in conn.execute("SELECT prompt_shared, length(prompt_ids) FROM calls ORDER BY id")]
+    )
     assert sizes[0][0] == 0 and [shared for shared, _ in sizes[1:]] == [5003, 5008]
     assert all(size < 20 for _, size in sizes[1:])
 
 
 # ---- messages and requests ----
 
-texts = st.one_of(st.text(max_size=12), st.sampled_from(["", "é", "\u2028", '"messages":null', "\\u00e9", "a\\b", "</s>", "😀"]))
+texts = st.one_of(
+    st.text(max_size=12), st.sampled_from(["", "é", "\u2028", '"messages":null', "\\u00e9", "a\\b", "</s>", "😀"])
+)
 json_values = st.recursive(
     st.one_of(st.none(), st.booleans(), st.integers(-(2**70), 2**70), st.floats(allow_nan=False), texts),
     lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(texts, inner, max_size=3)),
@@ -124,7 +134,13 @@ json_values = st.recursive(
 bodies = st.builds(
     lambda before, messages, after: {**before, "messages": messages, **after},
     st.dictionaries(texts, json_values, max_size=3),
-    st.lists(st.one_of(json_values, st.fixed_dictionaries({"role": st.sampled_from(["user", "assistant", "tool"]), "content": texts})), max_size=4),
+    st.lists(
+        st.one_of(
+            json_values,
+            st.fixed_dictionaries({"role": st.sampled_from(["user", "assistant", "tool"]), "content": texts}),
+        ),
+        max_size=4,
+    ),
     st.dictionaries(texts, json_values, max_size=3),
 )
 
@@ -134,7 +150,10 @@ def rebuilt(memory: Memory, raw: bytes) -> bytes:
     request = read_request(raw)
 
     def store(conn: sqlite3.Connection) -> bytes:
-        head, prompt = store_head(conn, memory.cache, request.head_hash, request.head), store_nodes(conn, memory.cache, request.nodes)
+        head, prompt = (
+            store_head(conn, memory.cache, request.head_hash, request.head),
+            store_nodes(conn, memory.cache, request.nodes),
+        )
         known = conn.execute(
             "INSERT INTO calls (episode_id, request, occurrence, head_id, prompt_id, style, finish_reason, model, weights, on_policy,"
             " inexact, hash, started, seconds, envelope_crc) SELECT 1, ?, count(*), ?, ?, ?, '', '', '', 0, '', x'', 0, 0, 0 FROM calls",
@@ -180,12 +199,20 @@ def test_a_request_that_is_no_json_is_kept_whole(memory: Memory, raw: bytes) -> 
 
 
 def test_what_stands_beside_the_messages_is_known_in_any_style() -> None:
-    for raw in (b'{"model": "m",\n "stream": true, "messages": []}', b'{"model":"m","stream":true,"messages":[{"content":"\\ud800"}]}'):
+    for raw in (
+        b'{"model": "m",\n "stream": true, "messages": []}',
+        b'{"model":"m","stream":true,"messages":[{"content":"\\ud800"}]}',
+    ):
         assert read_request(raw).params == {"model": "m", "stream": True}
 
 
 @QUICK
-@given(st.lists(st.tuples(st.sampled_from(["user", "assistant"]), st.text(max_size=20).filter(lambda t: t.isprintable())), max_size=6))
+@given(
+    st.lists(
+        st.tuples(st.sampled_from(["user", "assistant"]), st.text(max_size=20).filter(lambda t: t.isprintable())),
+        max_size=6,
+    )
+)
 async def test_our_own_requests_are_what_compact_json_says(memory: Memory, said: list[tuple[Any, str]]) -> None:
     episode = Episode(memory, 1, 1)
     messages = [message(role, ("model", text)) for role, text in said]
@@ -203,13 +230,29 @@ def test_messages_are_stored_once(memory: Memory) -> None:
         assert rebuilt(memory, raw) == raw
     other = json.dumps({"model": "m", "messages": [*said[:20], {"role": "user", "content": "another branch"}]}).encode()
     assert rebuilt(memory, other) == other
-    assert memory.read_sync(lambda conn: conn.execute("SELECT count(*), count(DISTINCT hash) FROM messages").fetchone()) == (40, 40)
+    assert memory.read_sync(
+        lambda conn: conn.execute("SELECT count(*), count(DISTINCT hash) FROM messages").fetchone()
+    ) == (40, 40)
     assert memory.read_sync(lambda conn: conn.execute("SELECT count(*) FROM heads").fetchone()) == (1,)
 
 
 # ---- answers ----
 
-fields = st.sampled_from(["choices", "message", "delta", "content", "usage", "logprobs", "token_ids", "tool_calls", "index", "function", "logprob"])
+fields = st.sampled_from(
+    [
+        "choices",
+        "message",
+        "delta",
+        "content",
+        "usage",
+        "logprobs",
+        "token_ids",
+        "tool_calls",
+        "index",
+        "function",
+        "logprob",
+    ]
+)
 anything = st.recursive(
     st.one_of(st.none(), st.booleans(), st.integers(-5, 2**40), st.floats(), st.text(max_size=4)),
     lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(fields, inner, max_size=4)),
@@ -238,7 +281,9 @@ def test_an_answer_of_any_shape_is_read_or_called_garbled(body: Any, stream: boo
 
 
 def pack_unpack(tokens: Tokens) -> list[float]:
-    assert unpack_ids(pack_ids(tokens.prompt)) == list(tokens.prompt) and unpack_ids(pack_ids(tokens.sampled)) == list(tokens.sampled)
+    assert unpack_ids(pack_ids(tokens.prompt)) == list(tokens.prompt) and unpack_ids(pack_ids(tokens.sampled)) == list(
+        tokens.sampled
+    )
     return unpack_floats(pack_floats(tokens.logprobs))
 
 

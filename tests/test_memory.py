@@ -19,7 +19,19 @@ from cod_agent.errors import NotADatabase, SchemaTooNew, StoreBusy, StoreError, 
 from cod_agent.memory import Memory, database, schema
 from cod_agent.memory.database import wal_fault
 
-TABLES = {"runs", "contexts", "tasks", "episodes", "heads", "messages", "calls", "effects", "attempts", "commits", "leases"}
+TABLES = {
+    "runs",
+    "contexts",
+    "tasks",
+    "episodes",
+    "heads",
+    "messages",
+    "calls",
+    "effects",
+    "attempts",
+    "commits",
+    "leases",
+}
 
 
 @pytest.fixture
@@ -61,7 +73,11 @@ def finished(process: subprocess.Popen[str]) -> str:
 def test_every_table_is_strict_and_the_file_says_whose_it_is(memory: Memory) -> None:
     def look(conn: sqlite3.Connection) -> tuple[dict[str, int], int, int]:
         strict = {row[1]: row[5] for row in conn.execute("PRAGMA table_list") if row[1] in TABLES}
-        return strict, conn.execute("PRAGMA application_id").fetchone()[0], conn.execute("PRAGMA user_version").fetchone()[0]
+        return (
+            strict,
+            conn.execute("PRAGMA application_id").fetchone()[0],
+            conn.execute("PRAGMA user_version").fetchone()[0],
+        )
 
     strict, application, version = memory.read_sync(look)
     assert strict == dict.fromkeys(TABLES, 1)
@@ -81,11 +97,15 @@ def test_migrations_are_on_record_and_applied_once(tmp_path: Path) -> None:
     assert applied == [("cod_agent", f"v{number}") for number in range(1, len(schema.MIGRATIONS) + 1)]
 
 
-def test_an_older_file_is_brought_up_to_date_and_keeps_its_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_older_file_is_brought_up_to_date_and_keeps_its_rows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     old = Memory.open(tmp_path / "a.db")
     old.write_sync(add("kept"))
     old.close()
-    monkeypatch.setattr(schema, "MIGRATIONS", (*schema.MIGRATIONS, "CREATE TABLE later (id INTEGER PRIMARY KEY) STRICT;\n"))
+    monkeypatch.setattr(
+        schema, "MIGRATIONS", (*schema.MIGRATIONS, "CREATE TABLE later (id INTEGER PRIMARY KEY) STRICT;\n")
+    )
     new = Memory.open(tmp_path / "a.db")
     assert new.read_sync(names) == ["kept"]
     assert new.read_sync(lambda conn: conn.execute("SELECT count(*) FROM later").fetchone()[0]) == 0
@@ -95,7 +115,9 @@ def test_an_older_file_is_brought_up_to_date_and_keeps_its_rows(tmp_path: Path, 
 def test_a_migration_that_fails_leaves_the_file_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     Memory.open(tmp_path / "a.db").close()
     with monkeypatch.context() as patched:
-        patched.setattr(schema, "MIGRATIONS", (*schema.MIGRATIONS, "CREATE TABLE half (id INTEGER);\nNO SUCH STATEMENT;\n"))
+        patched.setattr(
+            schema, "MIGRATIONS", (*schema.MIGRATIONS, "CREATE TABLE half (id INTEGER);\nNO SUCH STATEMENT;\n")
+        )
         with pytest.raises(StoreError):
             Memory.open(tmp_path / "a.db")
     with sqlite3.connect(tmp_path / "a.db") as conn:
@@ -272,7 +294,9 @@ async def test_content_that_was_rolled_back_is_not_taken_for_stored(memory: Memo
             go.set()
         await asyncio.gather(*asked, return_exceptions=True)
         row = await memory.write(lambda conn: store_nodes(conn, memory.cache, [node]))
-        assert memory.read_sync(lambda conn, row=row: conn.execute("SELECT hash FROM messages WHERE id = ?", (row,)).fetchone()) == (node.hash,)
+        assert memory.read_sync(
+            lambda conn, row=row: conn.execute("SELECT hash FROM messages WHERE id = ?", (row,)).fetchone()
+        ) == (node.hash,)
         memory.write_sync(lambda conn: conn.execute("DELETE FROM messages"))
         memory.cache.clear()
 
@@ -352,7 +376,9 @@ def test_the_wal_fault_is_known_by_version(version: tuple[int, ...], faulty: boo
 
 
 @pytest.mark.parametrize("faulty", [True, False])
-def test_writers_take_turns_where_sqlite_has_the_wal_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, faulty: bool) -> None:
+def test_writers_take_turns_where_sqlite_has_the_wal_fault(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, faulty: bool
+) -> None:
     import fcntl
 
     monkeypatch.setattr(database, "wal_fault", lambda: faulty)
@@ -363,14 +389,18 @@ def test_writers_take_turns_where_sqlite_has_the_wal_fault(tmp_path: Path, monke
         writing.start()
         writing.join(0.3)
         assert writing.is_alive() is faulty
-        assert memory.path and (not faulty or sqlite3.connect(memory.path).execute("SELECT count(*) FROM heads").fetchone() == (0,))
+        assert memory.path and (
+            not faulty or sqlite3.connect(memory.path).execute("SELECT count(*) FROM heads").fetchone() == (0,)
+        )
     writing.join(10)
     assert memory.read_sync(names) == ["mine"]
     memory.close()
 
 
 @pytest.mark.parametrize("faulty", [True, False])
-def test_without_file_locks_a_faulty_sqlite_gets_a_rollback_journal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, faulty: bool) -> None:
+def test_without_file_locks_a_faulty_sqlite_gets_a_rollback_journal(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, faulty: bool
+) -> None:
     monkeypatch.setattr(database, "fcntl", None)
     monkeypatch.setattr(database, "wal_fault", lambda: faulty)
     memory = Memory.open(tmp_path / "a.db")

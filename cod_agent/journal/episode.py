@@ -24,7 +24,7 @@ from hashlib import sha256
 from typing import Any, TypeVar
 
 from cod_agent.context import Message, Part, WireMessage, labels
-from cod_agent.errors import ReplayDiverged
+from cod_agent.errors import CodError, ReplayDiverged, StoreError, ToolInDoubt
 from cod_agent.journal.answers import Answer, restore_logprobs
 from cod_agent.memory import lease
 from cod_agent.memory.content import (
@@ -60,6 +60,9 @@ _CURRENT: ContextVar[Episode | None] = ContextVar("cod_episode", default=None)
 
 QUICK = 0.02
 """Seconds up to which a deterministic environment's step waits for the next commit instead of making its own."""
+
+STOPS = (StoreError, ReplayDiverged, ToolInDoubt)
+"""What ends an episode even if the solver's framework swallows it: nothing more is done that could not be recorded."""
 
 PATIENCE = 1.0
 """Seconds a new request waits while recorded ones are unasked for, in case a parallel branch is about to ask."""
@@ -106,6 +109,8 @@ class Episode:
     redact: Redact | None = None
     calls: int = 0
     """Model calls answered so far, from the record or live."""
+    stopped: CodError | None = None
+    """One of `STOPS` that was raised in here."""
     _known: dict[tuple[bytes, int], _Recorded] = field(default_factory=dict)
     _taken: dict[bytes, set[int]] = field(default_factory=dict)
     _spoken: tuple[list[Said], list[Node]] = field(default_factory=lambda: ([], []))
@@ -174,6 +179,8 @@ class Episode:
         Raises:
             ReplayDiverged: it is new although recorded ones wait that nobody asks for.
         """
+        if self.stopped is not None:
+            raise self.stopped
         if not self._known:
             return None
         found = self._known.get((key, occurrence))
@@ -201,6 +208,8 @@ class Episode:
         Raises:
             ReplayDiverged: the program ended earlier than it did before the crash.
         """
+        if self.stopped is not None:
+            raise self.stopped
         if left := self.unused():
             raise ReplayDiverged(f"episode {self.id}: the program ended, but {left} recorded answers were never asked for: it changed since")
 
@@ -378,7 +387,9 @@ class Episode:
             else:
                 await self.memory.write(self.commit(store))
             return json.loads(compact(result)), snapshot, False
-        except BaseException:
+        except BaseException as error:
+            if isinstance(error, STOPS):
+                self.stopped = error
             self.give_back(key, occurrence)
             raise
 
@@ -471,13 +482,13 @@ def _answer_of(row: dict[str, Any], message: dict[str, Any], tokens: Tokens | No
 
 def _redacted(answer: Answer, episode: Episode) -> Answer:
     """The answer with its texts redacted; where that changed anything its tokens say otherwise and are dropped."""
-    first = answer.body["choices"][0]
-    message = episode.clean_value(first["message"])
-    if message == first["message"]:
+    body = episode.clean_value(answer.body)
+    if body == answer.body:
         return answer
-    body = {**answer.body, "choices": [{**first, "message": message}]}
     body.pop("prompt_token_ids", None)
-    body["choices"][0].pop("token_ids", None)
-    body["choices"][0].pop("logprobs", None)
-    completion = replace(answer.completion, text=message.get("content") or "", tokens=None, inexact="redacted")
-    return Answer(body, completion)
+    for choice in body["choices"]:
+        choice.pop("token_ids", None)
+        choice.pop("logprobs", None)
+    said, content = answer.completion, body["choices"][0]["message"].get("content")
+    text = content if isinstance(content, str) else "" if content is None else json.dumps(content)
+    return Answer(body, replace(said, text=text, weights=episode.clean(said.weights), tokens=None, inexact="redacted"))

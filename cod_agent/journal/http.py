@@ -11,7 +11,9 @@ The SDK speaks httpx (openai 2) or httpx2 (openai 3); the transport is built for
 
 from __future__ import annotations
 
+import asyncio
 import json
+import re
 import time
 import urllib.parse
 import urllib.request
@@ -24,7 +26,7 @@ from typing import Any
 
 from cod_agent.errors import ModelGarbled
 from cod_agent.journal.answers import Answer, as_stream, delta_text, read_answer
-from cod_agent.journal.episode import Episode, Request, current_episode, origin_by_role
+from cod_agent.journal.episode import STOPS, Episode, Request, current_episode, origin_by_role
 from cod_agent.journal.tokens import on_policy
 from cod_agent.memory.content import STYLES, Node, link, write_request
 from cod_agent.memory.hashing import canonical, compact, request_hash
@@ -109,7 +111,13 @@ def _transport() -> Any:
             episode = current_episode()
             if episode is None or request.method != "POST":
                 return await self.inner.handle_async_request(request)
-            return await _Call(module, episode, None).answer(request, self.inner)
+            try:
+                return await _Call(module, episode, None).answer(request, self.inner)
+            except STOPS as error:
+                episode.stopped = error
+                # A client takes an exception for a lost connection and asks again, at a price; this it hands on at once.
+                said = {"error": {"message": str(error), "type": type(error).__name__}}
+                return module.Response(507, headers={"x-should-retry": "false"}, json=said, request=request)
 
         async def aclose(self) -> None:
             await self.inner.aclose()
@@ -125,6 +133,7 @@ class _Call:
     episode: Episode | None
     prepared: Prepared | None
     started: float = 0.0
+    answered: Any = None
 
     async def answer(self, http_request: Any, inner: Any) -> Any:
         """A call of some program: from the record, or made and recorded."""
@@ -150,15 +159,18 @@ class _Call:
 
     async def _other(self, episode: Episode, http_request: Any, inner: Any, raw: bytes) -> Any:
         """Anything but a chat completion (embeddings, say) is recorded as a tool's call: its text in, its text out."""
-        text = episode.clean(raw.decode("utf-8", "replace"))
+        decoded = raw.decode("utf-8", "replace")
+        text = episode.clean(decoded)
+        if text != decoded:
+            http_request = _with_body(self.module, http_request, text.encode())
         refused: list[Any] = []
 
         async def do() -> tuple[Any, None]:
-            response = await inner.handle_async_request(_with_body(self.module, http_request, text.encode()))
+            response = await inner.handle_async_request(http_request)
             body = await response.aread()
             await response.aclose()
             if response.status_code != 200:
-                refused.append(self._copy(http_request, response, body))
+                refused.append(self._copy(http_request, response, content=body))
                 raise _NotOk
             return [response.headers.get("content-type", ""), body.decode("utf-8", "replace")], None
 
@@ -179,44 +191,51 @@ class _Call:
         try:
             response = await inner.handle_async_request(http_request)
         except BaseException as error:
-            await self._failed(request, f"{type(error).__name__}: {error}")
+            await self._failed(request, _happened(error))
             raise
         if response.status_code != 200:
-            raw = await response.aread()
+            raw = _without_key(http_request, await response.aread())
             await response.aclose()
             again = f"; retry-after {response.headers['retry-after']}" if "retry-after" in response.headers else ""
             await self._failed(request, f"HTTP {response.status_code}{again}: {raw[:500].decode('utf-8', 'replace')}")
-            return self._copy(http_request, response, raw)
+            return self._copy(http_request, response, content=raw)
         kind = response.headers.get("content-type", "")
-        if "event-stream" in kind:
-            response.stream = _held_back(self.module)(self, response.stream, request, kind)
-            return response
+        if "event-stream" in kind and (self.episode is None or self.episode.redact is None):
+            return self._copy(http_request, response, stream=_held_back(self.module)(self, response, request, kind))
         try:
             raw = await response.aread()
         except BaseException as error:
-            await self._failed(request, f"{type(error).__name__}: {error}")
+            await self._failed(request, _happened(error))
             raise
         finally:
             await response.aclose()
-        await self.finish(request, kind, raw)
-        return self._copy(http_request, response, raw)
+        if await self.finish(request, kind, raw):
+            return self._copy(http_request, response, content=raw)
+        return self._response(http_request, self.answered, "event-stream" in kind)
 
-    def _copy(self, http_request: Any, response: Any, raw: bytes) -> Any:
-        headers = [(k, v) for k, v in response.headers.items() if k.lower() not in ("content-encoding", "content-length", "transfer-encoding")]
-        return self.module.Response(response.status_code, headers=headers, content=raw, request=http_request)
+    def _copy(self, http_request: Any, response: Any, **content: Any) -> Any:
+        """The response with its body decoded."""
+        decoded = ("content-encoding", "content-length", "transfer-encoding")
+        headers = [(k, v) for k, v in response.headers.items() if k.lower() not in decoded]
+        return self.module.Response(response.status_code, headers=headers, request=http_request, **content)
 
-    async def finish(self, request: Request, kind: str, raw: bytes) -> None:
-        """The answer is complete: store it, then let it be seen."""
+    async def finish(self, request: Request, kind: str, raw: bytes) -> bool:
+        """The answer is complete: store it, then let it be seen. Whether it may be seen as it came, unredacted."""
         try:
             answer = read_answer(kind, raw)
         except ModelGarbled as error:
             await self._failed(request, str(error))
             raise
+        came = answer
         if self.episode is not None:
             policy = answer.completion.tokens is not None and on_policy(request.params, default_top_k=None)
             answer = await self.episode.record(request, answer, self.started, on_policy=policy, lean=self.prepared is not None)
         if self.prepared is not None:
             self.prepared.answer = answer
+            if self.prepared.on_delta is not None and self.episode is not None and self.episode.redact is not None:
+                self.prepared.on_delta(answer.completion.text)  # pieces cannot be redacted, only the whole
+        self.answered = answer
+        return answer is came
 
     async def _failed(self, request: Request, detail: str) -> None:
         if self.episode is None:
@@ -233,29 +252,33 @@ class _NotOk(Exception):
 @cache
 def _held_back(module: ModuleType) -> Any:
     class HeldBack(module.AsyncByteStream):  # type: ignore[name-defined, misc]
-        """A stream whose last piece comes only after the whole is on disk."""
+        """A stream whose end, from the finish reason on, comes only after the whole is on disk."""
 
-        def __init__(self, call: _Call, inner: Any, request: Request, kind: str) -> None:
-            self.call, self.inner, self.request, self.kind = call, inner, request, kind
+        def __init__(self, call: _Call, response: Any, request: Request, kind: str) -> None:
+            self.call, self.response, self.request, self.kind = call, response, request, kind
             self.settled = False
 
         async def __aiter__(self) -> AsyncIterator[bytes]:
-            whole, held, told = bytearray(), b"", 0
+            whole, held, told, ends = bytearray(), b"", 0, False
             on_delta = self.call.prepared.on_delta if self.call.prepared else None
             try:
-                async for piece in self.inner:
-                    if held:
-                        yield held
-                    held = piece
+                async for piece in self.response.aiter_bytes():
                     whole += piece
+                    ends = ends or _END.search(whole, max(0, len(whole) - len(piece) - 40)) is not None
+                    if held and not ends:
+                        yield held
+                        held = b""
+                    held += piece
                     if on_delta is not None:
                         told = _tell(on_delta, whole, told)
                 await self.call.finish(self.request, self.kind, bytes(whole))
                 self.settled = True
             except BaseException as error:
                 self.settled = True
-                if not isinstance(error, ModelGarbled):
-                    await self.call._failed(self.request, f"cut off: {type(error).__name__}: {error}")
+                if isinstance(error, STOPS) and self.call.episode is not None:
+                    self.call.episode.stopped = error
+                elif not isinstance(error, ModelGarbled):
+                    await self.call._failed(self.request, f"cut off: {_happened(error)}")
                 raise
             if held:
                 yield held
@@ -264,9 +287,22 @@ def _held_back(module: ModuleType) -> Any:
             if not self.settled:
                 self.settled = True
                 await self.call._failed(self.request, "the program stopped reading before the stream ended")
-            await self.inner.aclose()
+            await self.response.aclose()
 
     return HeldBack
+
+
+_END = re.compile(rb'"finish_reason": ?"')
+
+
+def _happened(error: BaseException) -> str:
+    return "no answer: the program stopped waiting" if isinstance(error, asyncio.CancelledError) else f"{type(error).__name__}: {error}"
+
+
+def _without_key(http_request: Any, raw: bytes) -> bytes:
+    """An error's body without the key it may repeat."""
+    key = http_request.headers.get("authorization", "").rpartition(" ")[2].encode()
+    return raw.replace(key, b"[key]") if key else raw
 
 
 def _tell(on_delta: OnDelta, whole: bytearray, told: int) -> int:

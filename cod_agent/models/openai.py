@@ -221,8 +221,10 @@ def _refusal(where: str, response: Any, tried: str) -> ModelError:
     said = f"{where} answered {status}: {_message(response.content)}"
     if status in _AGAIN or status >= 500:
         return ModelOverloaded(f"{said} {tried}; resume later")
-    if status == 401:
+    if status in (401, 403):
         return ModelRefused(f"{said}; set OPENAI_API_KEY to a key it accepts")
+    if status == 404:
+        return ModelRefused(f"{said}; check the model's name and the base URL (which often ends in /v1)")
     return ModelRefused(said)
 
 
