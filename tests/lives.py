@@ -187,9 +187,9 @@ class Lives:
 
     def recorded(self) -> tuple[set[bytes], set[str]]:
         """(bodies of the recorded calls, recorded tool runs as the lines they wrote)."""
-        if not self.database.exists():
-            return set(), set()
         with sqlite3.connect(self.database) as conn:
+            if not conn.execute("SELECT 1 FROM sqlite_master WHERE name = 'effects'").fetchone():
+                return set(), set()  # killed before there was anything to lose
             known = conn.execute("SELECT name, arguments FROM effects WHERE kind = 'tool'").fetchall()
         tools = {" ".join([name, *map(str, json.loads(said).values())]) for name, said in known}
         return set(sent(self.database)), tools
@@ -240,8 +240,11 @@ def projection(database: Path) -> dict[str, list[Any]]:
 
 
 def _serve(name: str, url: str, database: str) -> None:
+    # What is heavy: once, before the forks.
+    import openai.resources.chat  # noqa: F401
+
     if name == "agentscope":
-        import cod_agent.solvers._agentscope  # noqa: F401 (heavy: once, before the forks)
+        import cod_agent.solvers._agentscope  # noqa: F401
     for line in sys.stdin:
         pid = os.fork()
         if pid == 0:
