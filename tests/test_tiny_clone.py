@@ -214,7 +214,7 @@ def test_a_card_tells_how_and_how_well():
     row = by_position([[0.0, 1.0], [1.0, 1.0]])
     progress = cloning.Progress(10, 10, 0.5, 2_000_000, 60.0)
     recipe = cloning.RECIPES["embedded-base"]
-    text = card("embedded-base", recipe, progress, seed=4, parameters=9, measured=[Measured("small", 0, row, row)])
+    text = card("embedded-base", recipe, progress, seed=4, parameters=9, measured=[Measured("small", 0, row, row, row)])
     assert "--policy embedded-base --out DIR --seed 4" in text and "made weak on purpose" in text
     assert "| with notes, 2 packs | 0.500" in text and "2.0 million" in text
 

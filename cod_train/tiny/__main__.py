@@ -81,7 +81,7 @@ def evaluate(
     packs: Annotated[int, typer.Option(help="Packs of four; the control takes twice as many.")] = 512,
     seed: Annotated[int, typer.Option(help="Of the packs and of sampling.")] = 0,
 ) -> None:
-    """Measure reward by position on the eval split, with notes and without.
+    """Measure reward by position on the eval split, with notes, without, and with notes at temperature 0.1.
 
     Example: python -m cod_train.tiny evaluate embedded --packs 512 --seed 0
     """
@@ -90,7 +90,8 @@ def evaluate(
     _prepare(1)
     result = _measure(folder, preset, packs, seed)
     table = Table("", *(f"pos {p.position}" for p in result.notes), title=f"{folder} on frozen-lake:{preset}")
-    for name, row in (("with notes", result.notes), ("no-context", result.control)):
+    rows = {"with notes": result.notes, "no-context": result.control, "with notes, cold": result.sharp}
+    for name, row in rows.items():
         table.add_row(f"{name}, {row[0].n} packs", *(f"{p.mean:.3f} ({p.low:.3f}, {p.high:.3f})" for p in row))
     Console().print(table)
 
@@ -127,14 +128,15 @@ def _load(folder: Path) -> tuple[Any, Any]:
 
 
 def _measure(folder: Path, preset: str, packs: int, seed: int) -> Any:
-    from cod_train.tiny.card import Measured
+    from cod_train.tiny.card import SHARP, Measured
     from cod_train.tiny.evaluate import by_position, rewards
 
     model, tokenizer = _load(folder)
     with console.status(f"measuring {folder} on frozen-lake:{preset}"):
         notes = by_position(rewards(model, tokenizer, preset=preset, packs=packs, seed=seed))
         control = by_position(rewards(model, tokenizer, preset=preset, packs=2 * packs, seed=seed, remember=False))
-    return Measured(preset, seed, notes, control)
+        sharp = by_position(rewards(model, tokenizer, preset=preset, packs=packs, seed=seed, temperature=SHARP))
+    return Measured(preset, seed, notes, control, sharp)
 
 
 def _bar(note: str, total: int) -> Bar:

@@ -13,17 +13,21 @@ Cloned from the scripted player `perfect`, which explores cleanly and takes note
 language model, small enough for any machine, that uses what it wrote down after the tasks before.""",
     "embedded-base": """\
 `embedded`, made weak on purpose: a short second stage imitates a player that often answers at random and loses or
-garbles lines of its notes. It is a start for reinforcement learning. **It has once known how to do better**, and what
-training recovers from it must be told apart from what training discovers: say how this base was made beside every
-figure.""",
+garbles lines of its notes. It is a start for reinforcement learning. **It has once known how to do better, and still
+holds much of it**: see what it does at a low temperature. What training recovers from it must be told apart from what
+training discovers: say how this base was made beside every figure.""",
     "naive-base": """\
 Cloned from the scripted player `memoryless`, which explores cleanly within a task but never reads or writes a note: in
 its training every note is `null`. It is kept for comparison, as the start that never knew what notes are for.""",
 }
 
+SHARP = 0.1
+"""The low temperature: close to always the likeliest token."""
+
 _MEANING = """\
-Packs of the eval split, whose maps never occur in training, not even turned or mirrored; temperature 1; mean success
-with 95 % Wilson intervals, which cover the luck of the evaluation only, not that of the training."""
+Packs of the eval split, whose maps never occur in training, not even turned or mirrored; temperature 1 unless said;
+mean success with 95 % Wilson intervals, which cover the luck of the evaluation only, not that of the training. The low
+temperature shows what a policy holds but does not live by."""
 
 _NOT = """\
 It speaks the compact form of FrozenLake-Obscure on 3x3 and 4x4 maps and nothing else: no English, no other world, no
@@ -32,12 +36,13 @@ larger maps. It shows that the machinery works with a real model; it says nothin
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """Reward by position on one preset, with notes and in the control without."""
+    """Reward by position on one preset: with notes, in the control without, and with notes at a low temperature."""
 
     preset: str
     seed: int
     notes: list[Position]
     control: list[Position]
+    sharp: list[Position]
 
 
 def card(
@@ -73,6 +78,7 @@ def _table(result: Measured) -> list[str]:
     rows = {
         f"with notes, {result.notes[0].n:,} packs": result.notes,
         f"`no-context`, {result.control[0].n:,} packs": result.control,
+        f"with notes, temperature {SHARP:g}, {result.sharp[0].n:,} packs": result.sharp,
     }
     return [
         f"| | {' | '.join(heads)} | mean |",

@@ -44,13 +44,15 @@ def interval(successes: float, n: int, level: float = 0.95) -> tuple[float, floa
 class Speaker:
     """Answers many conversations at once."""
 
-    def __init__(self, model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, seed: int) -> None:
-        self._model, self._tokenizer = model.eval(), tokenizer
+    def __init__(
+        self, model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, seed: int, temperature: float = 1.0
+    ) -> None:
+        self._model, self._tokenizer, self._temperature = model.eval(), tokenizer, temperature
         self._dice = torch.Generator().manual_seed(seed)
 
     @torch.no_grad()
     def answers(self, conversations: list[list[Message]], limit: int) -> list[str]:
-        """One sampled answer each, at temperature 1, of at most `limit` tokens."""
+        """One sampled answer each, of at most `limit` tokens."""
         prompts = [
             self._tokenizer.apply_chat_template([m.wire() for m in said], add_generation_prompt=True, tokenize=False)
             for said in conversations
@@ -69,7 +71,9 @@ class Speaker:
                 logits_to_keep=1,
             )
             cache = result.past_key_values
-            feed_B_T = torch.multinomial(result.logits[:, -1].softmax(-1), 1, generator=self._dice)
+            feed_B_T = torch.multinomial(
+                (result.logits[:, -1] / self._temperature).softmax(-1), 1, generator=self._dice
+            )
             feed_B_T = torch.where(running_B == 1, feed_B_T, self._tokenizer.pad_token_id)
             running_B = running_B * (feed_B_T != self._tokenizer.eos_token_id)
             out.append(feed_B_T)
@@ -89,15 +93,16 @@ def rewards(
     size: int = 4,
     seed: int = 0,
     remember: bool = True,
+    temperature: float = 1.0,
     batch: int = 256,
 ) -> list[list[float]]:
-    """The reward of each task of each pack of the eval split, at temperature 1.
+    """The reward of each task of each pack of the eval split.
 
     Args:
         remember: False is the control: every task is solved with the null context, nothing is updated.
     """
     world = FrozenLake(preset, seed, split="eval", form="compact")
-    speaker, all_packs = Speaker(model, tokenizer, seed), list(world.packs(packs, size))
+    speaker, all_packs = Speaker(model, tokenizer, seed, temperature), list(world.packs(packs, size))
     out: list[list[float]] = []
     for first in range(0, packs, batch):
         chosen = all_packs[first : first + batch]
