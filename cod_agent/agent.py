@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 
 from cod_agent.context import Prompts
 from cod_agent.environments.base import Environment, Tool
-from cod_agent.errors import UsageError
+from cod_agent.errors import TaskMismatch, UsageError
 from cod_agent.events import Event, TaskEnded
 from cod_agent.journal.episode import Redact
 from cod_agent.lifecycle import Emit, Lifecycle, Ways
@@ -81,7 +81,7 @@ class CoDAgent:
         self._ways = Ways(self.memory, self._model, solver, tuple(tools), prompts, max_context, updates, redact, on_doubt)
         self._runs: dict[str, runs.Run] = {}
         self._locks: dict[str, asyncio.Lock] = {}
-        self._current = LIFE
+        self._current: str | None = None
 
     # ---- living ----
 
@@ -139,8 +139,7 @@ class CoDAgent:
         """
         opened = await self._opened(run, None, None)
         async with self._lock(run), self._renewed(opened):
-            for judged in await self.memory.read(lambda conn: read.in_state(conn, opened, "judged")):
-                await self._lifecycle(opened).live(judged.position, judged.task)
+            await self._make_up(opened)
             left = await self.memory.read(lambda conn: read.in_state(conn, opened, "open"))
             position = left[0].position if left else await self.memory.read(lambda conn: runs.next_position(conn, opened.id))
             return await self._lifecycle(opened).live(position, task)
@@ -173,7 +172,13 @@ class CoDAgent:
                 await self.memory.write(lambda conn: runs.judged(conn, opened, known, said))
             elif known.feedback is None or known.feedback.model_dump_json() != said.model_dump_json():
                 raise UsageError(f"position {position} of run {run!r} was judged already: feedback is given once")
+            await self._make_up(opened)
             return await self._lifecycle(opened).live(position, known.task)
+
+    async def _make_up(self, opened: runs.Run) -> None:
+        """The updates that are due, one after the other, so that each starts from the newest version."""
+        for due in await self.memory.read(lambda conn: read.due(conn, opened)):
+            await self._lifecycle(opened).live(due.position, due.task)
 
     async def abandon(self, *, run: str = LIFE, reason: str = "abandoned") -> None:
         """Give up the task that stands unfinished at the end of a run, so that another can be solved."""
@@ -193,6 +198,7 @@ class CoDAgent:
         self, tasks: Pack | Iterable[Task], *, run: str | None = None, fork: tuple[str, int] | None = None
     ) -> Iterator[Outcome]:
         """`run` for code without an event loop."""
+        _refuse_loop("`async for outcome in agent.run(...)`")
         with asyncio.Runner() as runner:
             living = self.run(tasks, run=run, fork=fork)
             try:
@@ -207,12 +213,14 @@ class CoDAgent:
 
     def solve_sync(self, task: Task, *, run: str = LIFE) -> Outcome:
         """`solve` for code without an event loop."""
+        _refuse_loop("`await agent.solve(...)`")
         return self._sync(self.solve(task, run=run))
 
     def feedback_sync(
         self, outcome: Outcome | int, reward: float | None = None, text: str = "", *, run: str | None = None
     ) -> Outcome:
         """`feedback` for code without an event loop."""
+        _refuse_loop("`await agent.feedback(...)`")
         return self._sync(self.feedback(outcome, reward, text, run=run))
 
     def _sync(self, work: Any) -> Any:
@@ -226,8 +234,9 @@ class CoDAgent:
 
     async def _release_model(self) -> None:
         """Close what belongs to the event loop that is about to end."""
-        if self._model is not None and hasattr(self._model, "aclose"):
-            await self._model.aclose()
+        for part in (self._model, self._ways.solver):
+            if part is not None and hasattr(part, "aclose"):
+                await part.aclose()
 
     # ---- ending ----
 
@@ -236,8 +245,8 @@ class CoDAgent:
         for opened in self._runs.values():
             with contextlib.suppress(Exception):
                 await self.memory.write(lambda conn, run_id=opened.id: lease.release(conn, run_id))
-        if self._owns_model:
-            await self._release_model()
+        if self._owns_model and hasattr(self._model, "aclose"):
+            await self._model.aclose()
         self._close()
 
     def close(self) -> None:
@@ -276,12 +285,14 @@ class CoDAgent:
         environment = pack.environment if pack else self.environment
         name = name or (pack.id if pack else LIFE)
         opened = await self._opened(name, pack, environment, fork=fork)
-        self._current = name
         lifecycle = self._lifecycle(opened, environment, emit)
-        async with self._lock(name), self._renewed(opened):
+        async with self._renewed(opened):
             position = 0
             async for task in _each(tasks):
-                yield await lifecycle.live(position, task)
+                # Not held while the caller has the outcome: that is when it gives feedback.
+                async with self._lock(name):
+                    outcome = await lifecycle.live(position, task)
+                yield outcome
                 position += 1
 
     async def _opened(
@@ -293,8 +304,12 @@ class CoDAgent:
         fork: tuple[str, int] | None = None,
         must_exist: bool = False,
     ) -> runs.Run:
-        if name in self._runs:
-            return self._runs[name]
+        self._current = name
+        known = self._runs.get(name)
+        if known is not None:
+            if not await self.memory.read(lambda conn: lease.ours(conn, known.id)):
+                await self.memory.write(lambda conn: lease.take(conn, known.id, self.name, name))
+            return _fitting(known, pack)
         world = environment or self.environment
         said = {
             "environment": getattr(world, "name", None) if world else None,
@@ -310,8 +325,9 @@ class CoDAgent:
             start = read.version_id(conn, self.name, *fork) if fork else None
             return runs.open_run(conn, self.name, name, start=start, **said)
 
-        self._runs[name] = await self.memory.write(open_it)
-        return self._runs[name]
+        opened = _fitting(await self.memory.write(open_it), pack)
+        self._runs[name] = opened
+        return opened
 
     def _lock(self, name: str) -> asyncio.Lock:
         lock = self._locks.get(name)
@@ -337,6 +353,19 @@ class CoDAgent:
 
     def _lifecycle(self, opened: runs.Run, environment: Environment | None = None, emit: Emit | None = None) -> Lifecycle:
         return Lifecycle(self._ways, opened, environment or self.environment, emit)
+
+
+def _fitting(opened: runs.Run, pack: Pack | None) -> runs.Run:
+    if pack is not None and opened.length != len(pack):
+        began = "without an end" if opened.length is None else f"as a pack of {opened.length} tasks"
+        raise TaskMismatch(f"run {opened.name!r} was begun {began}, not {len(pack)}: give the same pack, or name another run")
+    return opened
+
+
+def _refuse_loop(instead: str) -> None:
+    with contextlib.suppress(RuntimeError):
+        asyncio.get_running_loop()
+        raise UsageError(f"an event loop runs here already (an async function, a notebook): use {instead}")
 
 
 def _resolve(name: str, environment: Environment | None) -> Model:

@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 class Task(BaseModel):
     """One thing to solve."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    # What is read back after a crash must have the same fingerprint: NaN and infinities survive being stored.
+    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="constants")
 
     id: str
     """A name for people. It may repeat: a Ralph loop is one task many times."""

@@ -22,9 +22,9 @@ OWNER = uuid.uuid4().hex
 
 
 def _host() -> str:
-    try:  # containers share host names more often than boots
+    try:  # containers may share a host name, and have process ids of their own: a pid says something only among equals
         with open("/proc/sys/kernel/random/boot_id") as boot:
-            return f"{socket.gethostname()}/{boot.read().strip()}"
+            return f"{socket.gethostname()}/{boot.read().strip()}/{os.readlink('/proc/self/ns/pid')}"
     except OSError:
         return socket.gethostname()
 
@@ -50,6 +50,12 @@ def take(conn: sqlite3.Connection, run_id: int, agent: str, run: str) -> None:
         "INSERT OR REPLACE INTO leases (run_id, owner, host, pid, expires) VALUES (?, ?, ?, ?, ?)",
         (run_id, owner(), HOST, os.getpid(), time.time() + SECONDS),
     )
+
+
+def ours(conn: sqlite3.Connection, run_id: int) -> bool:
+    """Whether nobody took the run since we did."""
+    row = conn.execute("SELECT owner FROM leases WHERE run_id = ?", (run_id,)).fetchone()
+    return row is not None and row[0] == owner()
 
 
 def hold(conn: sqlite3.Connection, run_id: int) -> None:

@@ -26,9 +26,21 @@ def in_state(conn: sqlite3.Connection, run: Run, state: str) -> list[Lived]:
     return [position(conn, run, row[0]) for row in rows]
 
 
-def newest_body(conn: sqlite3.Connection, agent: str, run: str) -> str:
+def due(conn: sqlite3.Connection, run: Run) -> list[Lived]:
+    """The positions whose update is due; one that was begun before comes first, because it has its starting version already."""
+    rows = conn.execute(
+        "SELECT t.position FROM tasks t LEFT JOIN episodes e ON e.run_id = t.run_id AND e.position = t.position AND e.kind = 'update'"
+        " WHERE t.run_id = ? AND t.state = 'judged' ORDER BY e.id IS NULL, t.position",
+        (run.id,),
+    ).fetchall()
+    return [position(conn, run, row[0]) for row in rows]
+
+
+def newest_body(conn: sqlite3.Connection, agent: str, run: str | None) -> str:
+    """The newest version of a run, or of all of an agent's runs."""
     row = conn.execute(
-        "SELECT c.body FROM contexts c JOIN runs r ON r.id = c.run_id WHERE r.agent = ? AND r.name = ? ORDER BY c.version DESC LIMIT 1",
+        "SELECT c.body FROM contexts c JOIN runs r ON r.id = c.run_id WHERE r.agent = ? AND r.name = coalesce(?, r.name)"
+        " ORDER BY c.id DESC LIMIT 1",
         (agent, run),
     ).fetchone()
     return (row[0] or "") if row else ""

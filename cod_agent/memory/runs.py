@@ -12,7 +12,7 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
-from cod_agent.errors import TaskMismatch, UnknownName
+from cod_agent.errors import TaskMismatch, UnknownName, UsageError
 from cod_agent.memory import lease
 from cod_agent.memory.hashing import canonical, chain, digest, text_hash, value_hash
 from cod_agent.tasks import Feedback, Task
@@ -73,6 +73,8 @@ def open_run(
     """The run of that name, made if it is new, with its lease taken. `start`: the context (row id) a new run begins with."""
     row = conn.execute("SELECT id, length FROM runs WHERE agent = ? AND name = ?", (agent, name)).fetchone()
     if row is not None:
+        if start is not None and conn.execute("SELECT 1 FROM contexts WHERE run_id = ? AND parent_id = ?", (row[0], start)).fetchone() is None:
+            raise UsageError(f"run {name!r} of agent {agent!r} exists and did not begin with that version: name another run for the fork")
         lease.take(conn, row[0], agent, name)
         return Run(row[0], agent, name, row[1])
     said = {"agent": agent, "run": name, "environment": environment, "pack": pack, "length": length}
