@@ -12,9 +12,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
+from weakref import WeakKeyDictionary
 
 from cod_agent.context import Prompts
 from cod_agent.environments.base import Environment, Tool
@@ -80,7 +82,8 @@ class CoDAgent:
         self.memory = memory if isinstance(memory, Memory) else Memory.open(memory)
         self._ways = Ways(self.memory, self._model, solver, tuple(tools), prompts, max_context, updates, redact, on_doubt)
         self._runs: dict[str, runs.Run] = {}
-        self._locks: dict[str, asyncio.Lock] = {}
+        # By event loop, as locks belong to one and the sync twins bring a new one each time.
+        self._locks: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[str, asyncio.Lock]] = WeakKeyDictionary()
         self._current: str | None = None
 
     # ---- living ----
@@ -185,7 +188,7 @@ class CoDAgent:
         opened = await self._opened(run, None, None, must_exist=True)
         async with self._lock(run):
             for known in await self.memory.read(lambda conn: read.in_state(conn, opened, "open")):
-                await self.memory.write(lambda conn, known=known: self._lifecycle(opened).abort(conn, known, reason))
+                await self.memory.write(partial(self._lifecycle(opened).abort, known=known, reason=reason))
 
     @property
     def context(self) -> str:
@@ -244,8 +247,8 @@ class CoDAgent:
         """Give up the leases and close what this agent opened."""
         for opened in self._runs.values():
             with contextlib.suppress(Exception):
-                await self.memory.write(lambda conn, run_id=opened.id: lease.release(conn, run_id))
-        if self._owns_model and hasattr(self._model, "aclose"):
+                await self.memory.write(partial(lease.release, run_id=opened.id))
+        if self._model is not None and self._owns_model and hasattr(self._model, "aclose"):
             await self._model.aclose()
         self._close()
 
@@ -253,12 +256,12 @@ class CoDAgent:
         """`aclose` for code without an event loop."""
         for opened in self._runs.values():
             with contextlib.suppress(Exception):
-                self.memory.write_sync(lambda conn, run_id=opened.id: lease.release(conn, run_id))
+                self.memory.write_sync(partial(lease.release, run_id=opened.id))
         self._close()
 
     def _close(self) -> None:
         self._runs = {}
-        if self._owns_model and hasattr(self._model, "close"):
+        if self._model is not None and self._owns_model and hasattr(self._model, "close"):
             self._model.close()
         if self._owns_memory:
             self._owns_memory = False
@@ -311,7 +314,7 @@ class CoDAgent:
                 await self.memory.write(lambda conn: lease.take(conn, known.id, self.name, name))
             return _fitting(known, pack)
         world = environment or self.environment
-        said = {
+        said: dict[str, Any] = {
             "environment": getattr(world, "name", None) if world else None,
             "pack": {"id": pack.id, **pack.data} if pack else None,
             "length": len(pack) if pack else None,
@@ -330,10 +333,7 @@ class CoDAgent:
         return opened
 
     def _lock(self, name: str) -> asyncio.Lock:
-        lock = self._locks.get(name)
-        if lock is None or getattr(lock, "_loop", None) not in (None, asyncio.get_running_loop()):
-            lock = self._locks[name] = asyncio.Lock()
-        return lock
+        return self._locks.setdefault(asyncio.get_running_loop(), {}).setdefault(name, asyncio.Lock())
 
     @contextlib.asynccontextmanager
     async def _renewed(self, opened: runs.Run) -> AsyncIterator[None]:

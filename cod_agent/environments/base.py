@@ -56,7 +56,7 @@ Tool = Callable[..., Any]
 """A function a tool-using solver may call; plain or async, JSON arguments, anything with a `str()` back."""
 
 
-def tools_of(session: Session) -> Sequence[Tool]:
+def tools_of(session: Session | None) -> Sequence[Tool]:
     """The session's tools; sessions without any need not define the method."""
     give = getattr(session, "tools", None)
     return tuple(give()) if callable(give) else ()

@@ -92,8 +92,9 @@ def read_token_fields(body: dict[str, Any]) -> tuple[Tokens | None, str]:
     first = body["choices"][0]
     if len(body["choices"]) > 1:
         return None, "several choices were asked for"
-    prompt, sampled = body.get("prompt_token_ids"), first.get("token_ids")
-    entries = (first.get("logprobs") or {}).get("content")
+    prompt: Any = body.get("prompt_token_ids")
+    sampled: Any = first.get("token_ids")
+    entries: Any = (first.get("logprobs") or {}).get("content")
     missing = [n for n, v in (("prompt ids", prompt), ("sampled ids", sampled), ("log-probabilities", entries)) if v is None]
     if missing:
         return None, f"the server gave no {', no '.join(missing)}"

@@ -131,7 +131,7 @@ class Memory:
             # Loops come and go (the sync twins bring one each): forget those that are over.
             self._queues = {known: kept for known, kept in self._queues.items() if not known.is_closed()}
             queue = self._queues[loop] = _Queue(self, loop)
-        return await queue.ask(job)  # type: ignore[no-any-return]
+        return await queue.ask(job)
 
     async def read(self, job: Job[T]) -> T:
         """Run `job` outside of a transaction of its own; it must not write."""
@@ -142,7 +142,7 @@ class Memory:
         ((value, error),) = self._commit([job])
         if error is not None:
             raise error
-        return value  # type: ignore[no-any-return]
+        return value
 
     def read_sync(self, job: Job[T]) -> T:
         """`read` for code without an event loop."""
