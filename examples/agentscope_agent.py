@@ -40,8 +40,10 @@ TASKS = [
 
 async def main(model: str, database: str, base_url: str | None = None) -> None:
     """Live through the tasks; the application judges each answer."""
-    solver = AgentScopeSolver(model, base_url=base_url, max_iters=10)
-    async with CoDAgent("shop", model=f"openai:{model}", memory=database, solver=solver, tools=[stock, order]) as agent:
+    async with (
+        AgentScopeSolver(model, base_url=base_url, max_iters=10) as solver,
+        CoDAgent("shop", model=f"openai:{model}", memory=database, solver=solver, tools=[stock, order]) as agent,
+    ):
         async for outcome in agent.run(TASKS):
             print(outcome.task.id, "->", outcome.answer)
             await agent.feedback(outcome, 1.0 if "order" in outcome.answer.lower() else 0.5)

@@ -7,6 +7,7 @@ import json
 import re
 import sqlite3
 import sys
+from collections.abc import AsyncIterator
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -59,7 +60,19 @@ def agent_of(
     server: ScriptedServer, memory: Path, *, tools: Any = (add,), environment: Any = None, **options: Any
 ) -> CoDAgent:
     solver = AgentScopeSolver("m", base_url=server.url, retries=options.pop("retries", 0), **options)
+    OPEN.append(solver)
     return CoDAgent("a", memory=memory / "a.db", solver=solver, tools=tools, environment=environment, updates=False)
+
+
+OPEN: list[AgentScopeSolver] = []
+
+
+@pytest.fixture(autouse=True)
+async def closed() -> AsyncIterator[None]:
+    """No connection outlives its test's event loop."""
+    yield
+    while OPEN:
+        await OPEN.pop().aclose()
 
 
 async def lived(server: ScriptedServer, memory: Path, task: Task = TASK, **options: Any) -> Any:

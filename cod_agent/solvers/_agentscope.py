@@ -37,9 +37,9 @@ MALFORMED = "malformed_arguments"
 
 # AgentScope's own wording has the time of day in it: a resumed task would ask something else.
 COMPRESS = (
-    "<system-hint>The conversation so far is about to be replaced by a summary. Write it so that you can go on with the "
-    "task from the summary alone: keep names, numbers, identifiers and exact error messages as they are, what was tried and "
-    "what came of it, and what is still to be done.</system-hint>"
+    "<system-hint>The conversation so far is about to be replaced by a summary. Write it so that you can go on with "
+    "the task from the summary alone: keep names, numbers, identifiers and exact error messages as they are, what was "
+    "tried and what came of it, and what is still to be done.</system-hint>"
 )
 
 
@@ -138,7 +138,7 @@ class RecordedTool(FunctionTool):
 
 
 class InOrder(MiddlewareBase):
-    """Parallel tools' results in the order of their calls: AgentScope keeps them as they come, which no replay repeats."""
+    """Parallel tools' results in the order of their calls: AgentScope keeps them as they come: no replay repeats that."""
 
     async def on_compress_context(
         self, agent: Agent, input_kwargs: dict[str, Any], next_handler: Callable[..., Any]
@@ -265,7 +265,7 @@ def well_formed(arguments: Any) -> str:
 
 
 def plain(message: dict[str, Any]) -> dict[str, Any]:
-    """A formatted message with texts as strings, which more servers understand than lists of parts, and without the one name."""
+    """A formatted message without the agent's name, its text as a string: more servers take that than a list of parts."""
     content = message.get("content")
     if isinstance(content, list) and all(part.get("type") == "text" for part in content):
         content = "\n".join(part["text"] for part in content)

@@ -1,15 +1,16 @@
 """A tool-using solver: a fresh AgentScope agent for every task, with AgentScope's loop and this project's journal.
 
-    agent = CoDAgent("shop", model="openai:Qwen/Qwen3-8B", memory="shop.db", tools=[search, order],
-                     solver=AgentScopeSolver("Qwen/Qwen3-8B", base_url="http://127.0.0.1:8000/v1"))
+    async with AgentScopeSolver("Qwen/Qwen3-8B", base_url="http://127.0.0.1:8000/v1") as solver:
+        agent = CoDAgent("shop", model="openai:Qwen/Qwen3-8B", memory="shop.db", tools=[search, order], solver=solver)
 
-AgentScope decides what to say and which tools to call; every call goes out through `OpenAIModel` and every tool through the
-recorded functions it is given, so that promises 1 to 7 hold as for any other solver. Durability is the journal's: the agent keeps no
-state of its own between tasks, and one that died is started again and walks through its record.
+AgentScope decides what to say and which tools to call; every call goes out through `OpenAIModel` and every tool through
+the recorded functions it is given, so that they are journaled as for any other solver. Durability is the journal's: the
+agent keeps no state of its own between tasks, and one that died is started again and walks through its record.
 
-What AgentScope would do by itself, and does not do here (each has a test): swallow cancellation; put the time of day into prompts; wait
-for a person to permit a tool; execute malformed arguments as it guesses them to be; tell the model, as a tool's result, of
-errors that are none of its business (a full disk, a tool in doubt); send parallel results in the order they came.
+What AgentScope would do by itself, and does not do here (each has a test): swallow cancellation; put the time of day in
+prompts; wait for a person to permit a tool; execute malformed arguments as it guesses them to be; tell the model, as a
+tool's result, of errors that are none of its business (a full disk, a tool in doubt); send parallel results in the order
+they came; forget what an endpoint that is away could not sum up.
 """
 
 from __future__ import annotations
@@ -36,8 +37,9 @@ T = TypeVar("T")
 class AgentScopeSolver:
     """Solves a task with an AgentScope agent.
 
-    It calls the tools of the agent and of the environment, parallel ones in parallel. In an environment it also has `act(answer)`, which
-    takes a step and shows what came of it; a plain answer is taken as a step, too. Either way the environment says when it is over.
+    It calls the tools of the agent and of the environment, parallel ones in parallel. In an environment it also has
+    `act(answer)`, which takes a step and shows what came of it; a plain answer is taken as a step, too. Either way the
+    environment says when it is over.
 
     Args:
         model: the endpoint's name for the model ("openai:" before it is ignored).
@@ -49,9 +51,9 @@ class AgentScopeSolver:
         timeout: seconds one attempt may take.
         retries: attempts after the first; each is on record.
         max_iters: rounds of thinking and acting before the agent is told to answer.
-        context_size: the model's window in tokens; near it AgentScope has the model sum up what was said. Those calls are recorded too.
+        context_size: the model's window in tokens; near it AgentScope has the model sum up, in recorded calls.
         prompts: how task, context and observation are worded.
-        middlewares: AgentScope's. What they do must depend on nothing but what they see, or a resumed task diverges.
+        middlewares: AgentScope's. What they do must depend only on what they see, or a resumed task diverges.
 
     Raises:
         MissingExtra: AgentScope is not installed.
@@ -95,7 +97,7 @@ class AgentScopeSolver:
         """The agent's last words, or its last step where there is an environment.
 
         Raises:
-            ModelError, ReplayDiverged, StoreError, ToolInDoubt: whatever stopped the agent, never told to the model instead.
+            ModelError, ReplayDiverged, StoreError, ToolInDoubt: what stopped the agent; the model is not told.
         """
         from cod_agent.solvers._agentscope import Life
 
@@ -125,8 +127,14 @@ class AgentScopeSolver:
             life.origins[text] = canonical([[len(text), "environment"]])
 
     async def aclose(self) -> None:
-        """Close the connections."""
+        """Close the connections; the next task opens new ones."""
         await self._endpoint.aclose()
+
+    async def __aenter__(self) -> AgentScopeSolver:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.aclose()
 
 
 def _origins(said: Sequence[Message]) -> dict[str, str]:
@@ -135,7 +143,7 @@ def _origins(said: Sequence[Message]) -> dict[str, str]:
 
 
 async def _alone(work: Coroutine[Any, Any, T]) -> T:
-    """`work` in a task of its own, so that being cancelled is not left to it: AgentScope takes back cancellations it has seen."""
+    """`work` in a task of its own, so that being cancelled is not left to it: AgentScope takes cancellations back."""
     task = asyncio.create_task(work)
     try:
         await asyncio.wait({task})
@@ -146,5 +154,5 @@ async def _alone(work: Coroutine[Any, Any, T]) -> T:
             task.exception()  # looked at, so that nobody complains that it was not
         raise
     if task.cancelled():
-        raise CodError("a tool or middleware cancelled the agent from inside; nobody asked for that, so the task stays open")
+        raise CodError("a tool or a middleware cancelled the agent from inside: the task stays open")
     return task.result()
