@@ -195,6 +195,53 @@ async def test_a_tool_that_was_running_at_the_crash_does_as_it_declares(
     assert asked == ([("pay", {"sum": 3})] if decision else [])
 
 
+async def test_equal_calls_have_keys_of_their_own(tmp_path: Path) -> None:
+    keys = []
+
+    def pay(sum: int) -> str:
+        """Pay."""
+        keys.append(idempotency_key())
+        return "paid"
+
+    async def solver(task: Task, context: str, tools: Boundary) -> str:
+        await asyncio.gather(tools[0](3), tools[0](3))
+        return str(await tools[0](3))
+
+    async with agent_of(tmp_path, solver, tools=[pay]) as agent:
+        await agent.solve(TASK)
+    assert len(set(keys)) == 3
+
+
+@pytest.mark.parametrize("moment", ["inside", "after"])
+async def test_a_tool_that_asks_a_model_itself_is_one_thing_to_the_record(tmp_path: Path, moment: str) -> None:
+    import openai
+
+    deaths = [moment]
+
+    async def helper(question: str) -> str:
+        """Ask a helper."""
+        async with openai.AsyncOpenAI(base_url=server.url, http_client=recording_client()) as client:
+            said: Any = [{"role": "user", "content": question}]
+            answer = await client.chat.completions.create(model="m", messages=said)
+        if deaths == ["inside"]:
+            deaths.clear()
+            raise Died
+        return answer.choices[0].message.content or ""
+
+    async def solver(task: Task, context: str, tools: Boundary) -> str:
+        answer = str(await tools[0]("where?"))
+        if deaths:
+            deaths.clear()
+            raise Died
+        return answer
+
+    with ScriptedServer(lambda request, n: "there") as server:
+        await dies(agent_of(tmp_path, solver, tools=[helper]), TASK)
+        async with agent_of(tmp_path, solver, tools=[helper]) as agent:
+            assert (await agent.solve(TASK)).answer == "there"
+        assert server.count == (2 if moment == "inside" else 1)
+
+
 async def test_parallel_tools_go_on_where_each_of_them_was(tmp_path: Path) -> None:
     runs: list[str] = []
 

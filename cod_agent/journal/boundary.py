@@ -17,7 +17,7 @@ from cod_agent.completions import Completion
 from cod_agent.context import Message
 from cod_agent.errors import ReplayDiverged, ToolFailed, ToolInDoubt, UsageError
 from cod_agent.journal.answers import Answer
-from cod_agent.journal.episode import Episode, current_episode, effect_key
+from cod_agent.journal.episode import OCCURRENCE, Episode, current_episode, effect_key, outside
 from cod_agent.tasks import Feedback, Observation
 
 Policy = Literal["repeat", "ask", "fail"]
@@ -202,9 +202,10 @@ class Boundary(Sequence[Callable[..., Any]]):
                 episode.starts_again(key)
             else:
                 await episode.starts(key)
-        token = _KEY.set(f"{episode.run_id}-{episode.id}-{key.hex()[:16]}")
+        token = _KEY.set(f"{episode.run_id}-{episode.id}-{key.hex()[:16]}-{OCCURRENCE.get()}")
         try:
-            return {"value": _json(await _awaited(call()))}
+            with outside():
+                return {"value": _json(await _awaited(call()))}
         except Exception as error:
             return {"error": f"{type(error).__name__}: {error}"}
         finally:

@@ -14,10 +14,11 @@ This is also the tap: every text that is sent or stored passes `Episode.clean` f
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import sqlite3
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 from hashlib import sha256
@@ -71,6 +72,23 @@ PATIENCE = 1.0
 def current_episode() -> Episode | None:
     """The episode this code runs in, if any: how recording finds its way through frameworks that know nothing of it."""
     return _CURRENT.get()
+
+
+@contextlib.contextmanager
+def outside() -> Iterator[None]:
+    """What goes on in here is not journaled: the inside of a tool, whose result is its record.
+
+    Recorded calls of its own would wait to be asked for when the tool itself is answered from the record.
+    """
+    token = _CURRENT.set(None)
+    try:
+        yield
+    finally:
+        _CURRENT.reset(token)
+
+
+OCCURRENCE: ContextVar[int] = ContextVar("cod_occurrence", default=0)
+"""While an effect is done: which one of several equal ones it is."""
 
 
 @dataclass(slots=True)
@@ -379,7 +397,11 @@ class Episode:
             if row is not None:
                 return json.loads(row["result"]), row["snapshot"] and json.loads(row["snapshot"]), True
             started = time.time()
-            result, snapshot = await do()
+            token = OCCURRENCE.set(occurrence)
+            try:
+                result, snapshot = await do()
+            finally:
+                OCCURRENCE.reset(token)
             result = self.clean_value(result)
             store = self._effect(kind, name, key, occurrence, arguments, result, snapshot, started)
             if may_repeat and time.time() - started < QUICK:
