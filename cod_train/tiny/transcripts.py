@@ -14,10 +14,11 @@ one.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from random import Random
+from typing import Any
 
 from transformers import PreTrainedTokenizerFast
 
@@ -25,7 +26,7 @@ from cod_agent.context import COMPACT, Message, Trajectory, Turn, message, parse
 from cod_agent.environments.frozen_lake import MOVES, FrozenLake
 from cod_agent.environments.frozen_lake.maps import below, draw_mapping, randomness
 from cod_agent.environments.frozen_lake.players import known, noted, options, write_note
-from cod_agent.tasks import Pack, Task
+from cod_agent.tasks import Feedback, Pack, Task
 from cod_train.tiny.tokenizer import ASSISTANT, END, USER
 
 _NOTE_LIMIT = 4000
@@ -84,7 +85,7 @@ class Scribe:
                 self._say(sample, [Counter({token: 1.0}) for token in self._encode(answer)], self._encode(answer))
                 yield sample
 
-    def _solve(self, pack: Pack, task: Task, note: str, dice: Random):
+    def _solve(self, pack: Pack, task: Task, note: str, dice: Random) -> tuple[Sample, Trajectory, Feedback]:
         session, sample, turns = pack.environment.start(task), Sample([], []), []
         first = observation = session.reset()
         messages: list[Message] = COMPACT.solve(task, note, first)
@@ -186,6 +187,6 @@ def induction(tokenizer: PreTrainedTokenizerFast, dice: Random, count: int = 24)
     return out
 
 
-def _sample(dice: Random, items, n: int) -> list:
+def _sample(dice: Random, items: Iterable[Any], n: int) -> list[Any]:
     pool = list(items)
     return [pool.pop(below(dice, len(pool))) for _ in range(n)]
