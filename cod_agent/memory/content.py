@@ -86,10 +86,12 @@ def store_head(conn: sqlite3.Connection, cache: dict[bytes, int], digest: bytes,
 
 def conversation(conn: sqlite3.Connection, leaf: int | None) -> list[tuple[bytes, str | None, str]]:
     """(hash, body, labels) of the messages up to a node, first to last. A pruned body is None."""
+    # A parent is always stored before its children; in a damaged file that keeps the walk from going round for ever.
     rows = conn.execute(
         "WITH RECURSIVE up (id, parent_id, hash, body, labels, depth) AS ("
         " SELECT id, parent_id, hash, body, labels, 0 FROM messages WHERE id = ?"
-        " UNION ALL SELECT m.id, m.parent_id, m.hash, m.body, m.labels, depth + 1 FROM messages m JOIN up ON m.id = up.parent_id)"
+        " UNION ALL SELECT m.id, m.parent_id, m.hash, m.body, m.labels, depth + 1"
+        "  FROM messages m JOIN up ON m.id = up.parent_id AND m.id < up.id)"
         " SELECT hash, body, labels FROM up ORDER BY depth DESC",
         (leaf,),
     )
