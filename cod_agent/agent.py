@@ -22,7 +22,7 @@ from cod_agent.context import Prompts
 from cod_agent.environments.base import Environment, Tool
 from cod_agent.errors import TaskMismatch, UsageError
 from cod_agent.events import Event, TaskEnded
-from cod_agent.journal.episode import Redact
+from cod_agent.journal.tap import Redact
 from cod_agent.lifecycle import Emit, Lifecycle, Ways
 from cod_agent.memory import lease, read, runs
 from cod_agent.memory.database import Memory

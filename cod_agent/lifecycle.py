@@ -18,7 +18,8 @@ from cod_agent.environments.base import Environment, Tool, tools_of
 from cod_agent.errors import UsageError
 from cod_agent.events import Answered, ContextKept, ContextWritten, Delta, Event, Judged, Observed, Solved, TaskBegun
 from cod_agent.journal.boundary import Aborted, Boundary
-from cod_agent.journal.episode import Episode, Redact
+from cod_agent.journal.episode import Episode
+from cod_agent.journal.tap import Redact, Tap
 from cod_agent.memory import read, runs
 from cod_agent.memory.database import Memory
 from cod_agent.models.base import Model
@@ -95,7 +96,7 @@ class Lifecycle:
         """As it may be stored and shown to the solver. The environment, which made it, gets it as it is."""
         if self.ways.redact is None:
             return task
-        return Task.model_validate(Episode(self.ways.memory, 0, 0, self.ways.redact).clean_value(task.model_dump()))
+        return Task.model_validate(Tap(self.ways.redact).value(task.model_dump()))
 
     async def _solve(self, known: runs.Lived, before: runs.Context, given: Task) -> tuple[runs.Lived, _Update | None]:
         ways, position = self.ways, known.position
@@ -126,7 +127,7 @@ class Lifecycle:
             await ways.memory.write(episode.commit(lambda conn: self.abort(conn, known, tools.aborted)))
             return known, None
         episode.finish()
-        answer, feedback = episode.clean(answer), tools.last.feedback if tools.last else None
+        answer, feedback = episode.tap.text(answer), tools.last.feedback if tools.last else None
 
         def commit(conn: sqlite3.Connection) -> tuple[runs.Lived, _Update | None]:
             runs.solved(conn, self.run, known, answer)

@@ -17,7 +17,7 @@ from cod_agent.context import message
 from cod_agent.errors import ModelGarbled
 from cod_agent.journal.answers import as_stream, read_answer
 from cod_agent.journal.episode import Episode
-from cod_agent.journal.http import read_request
+from cod_agent.journal.requests import read_request
 from cod_agent.memory import Memory
 from cod_agent.memory.content import (
     STYLES,

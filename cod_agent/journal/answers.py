@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from math import isfinite
 from typing import Any
 
-from cod_agent.errors import ModelGarbled
 from cod_agent.completions import Completion, Tokens
+from cod_agent.errors import ModelGarbled
 
 
 @dataclass(frozen=True, slots=True)

@@ -158,7 +158,7 @@ class Boundary(Sequence[Callable[..., Any]]):
             seen = [self._first, *self._turns]
             for answer, before in zip(self._behind, seen, strict=True):
                 now = await _awaited(self._session.reset() if answer is None else self._session.step(answer))
-                if unpack_observation(self._episode.clean_value(pack_observation(now))) != before:
+                if unpack_observation(self._episode.tap.value(pack_observation(now))) != before:
                     raise ReplayDiverged(
                         f"the environment, taking the recorded steps again, showed {now.text[:80]!r} where it had shown "
                         f"{before.text[:80] if before else ''!r}: it is not deterministic, or it changed. Declare its recovery as "
@@ -188,7 +188,7 @@ class Boundary(Sequence[Callable[..., Any]]):
 
     async def _run_tool(self, name: str, policy: Policy, said: dict[str, Any], call: Callable[[], Any]) -> dict[str, Any]:
         episode = self._episode
-        key = effect_key("tool", name, episode.clean_value(_json(said)))
+        key = effect_key("tool", name, episode.tap.value(_json(said)))
         if policy != "repeat":
             if await episode.in_doubt(key):
                 decision = "fail" if policy == "fail" else self._decide(name, said) if self._decide else "ask"

@@ -20,17 +20,15 @@ import urllib.request
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from functools import cache
-from hashlib import sha256
 from types import ModuleType
 from typing import Any
 
+from cod_agent.completions import OnDelta
 from cod_agent.errors import ModelGarbled
 from cod_agent.journal.answers import Answer, as_stream, delta_text, read_answer
-from cod_agent.journal.episode import STOPS, Episode, Request, current_episode, origin_by_role
+from cod_agent.journal.episode import STOPS, Episode, current_episode
+from cod_agent.journal.requests import Request, clean_request, read_request
 from cod_agent.journal.tokens import on_policy
-from cod_agent.memory.content import STYLES, Node, link, write_request
-from cod_agent.memory.hashing import canonical, compact, request_hash
-from cod_agent.completions import OnDelta
 
 
 @dataclass(slots=True)
@@ -103,7 +101,7 @@ def recording_client(**options: Any) -> Any:
 def _transport() -> Any:
     module = http_module()
 
-    class Recording(module.AsyncBaseTransport):  # type: ignore[name-defined, misc]
+    class Recording(module.AsyncBaseTransport):  # type: ignore[name-defined]
         def __init__(self, inner: Any) -> None:
             self.inner = inner
 
@@ -144,7 +142,7 @@ class _Call:
         if not http_request.url.path.endswith("/chat/completions"):
             return await self._other(episode, http_request, inner, raw)
         request = read_request(raw)
-        cleaned = clean_request(request, episode)
+        cleaned = clean_request(request, episode.tap)
         if cleaned is not request:
             request, http_request = cleaned, _with_body(self.module, http_request, cleaned.body)
         request.occurrence = episode.take(request.key)
@@ -160,7 +158,7 @@ class _Call:
     async def _other(self, episode: Episode, http_request: Any, inner: Any, raw: bytes) -> Any:
         """Anything but a chat completion (embeddings, say) is recorded as a tool's call: its text in, its text out."""
         decoded = raw.decode("utf-8", "replace")
-        text = episode.clean(decoded)
+        text = episode.tap.text(decoded)
         if text != decoded:
             http_request = _with_body(self.module, http_request, text.encode())
         refused: list[Any] = []
@@ -251,7 +249,7 @@ class _NotOk(Exception):
 
 @cache
 def _held_back(module: ModuleType) -> Any:
-    class HeldBack(module.AsyncByteStream):  # type: ignore[name-defined, misc]
+    class HeldBack(module.AsyncByteStream):  # type: ignore[name-defined]
         """A stream whose end, from the finish reason on, comes only after the whole is on disk."""
 
         def __init__(self, call: _Call, response: Any, request: Request, kind: str) -> None:
@@ -311,52 +309,6 @@ def _tell(on_delta: OnDelta, whole: bytearray, told: int) -> int:
         if text := delta_text(line):
             on_delta(text)
     return max(end, told)
-
-
-def read_request(raw: bytes) -> Request:
-    """A chat request some program wrote, in the parts it is stored in."""
-    params: dict[str, Any] = {}
-    try:
-        body = json.loads(raw)
-        params = {k: v for k, v in body.items() if k != "messages"}
-        style = next((name for name, write in STYLES.items() if write(body).encode() == raw), "")
-        if style and isinstance(body["messages"], list):
-            return _build(body, style)
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
-        pass  # no JSON, no object, or text that cannot be stored: kept whole
-    digest = sha256(raw).digest()
-    try:
-        return Request(raw.decode(), digest, [], "raw", params, request_hash(digest, b""))
-    except UnicodeDecodeError:
-        return Request(raw.decode("latin-1"), digest, [], "bytes", params, request_hash(digest, b""))
-
-
-def _build(body: dict[str, Any], style: str) -> Request:
-    nodes: list[Node] = []
-    parent = b""
-    for message in body["messages"]:
-        text = compact(message)
-        nodes.append(link(parent, text, canonical([[len(text), origin_by_role(message)]])))
-        parent = nodes[-1].hash
-    head = compact({**body, "messages": None})
-    digest = sha256(head.encode()).digest()
-    params = {k: v for k, v in body.items() if k != "messages"}
-    return Request(head, digest, nodes, style, params, request_hash(digest, parent))
-
-
-def clean_request(request: Request, episode: Episode) -> Request:
-    """The request with its texts redacted, or the very same if there was nothing to redact."""
-    if episode.redact is None:
-        return request
-    if request.style in ("raw", "bytes"):
-        head = episode.clean(request.head)
-        if head == request.head:
-            return request
-        digest = sha256(write_request(head, [], request.style)).digest()
-        return Request(head, digest, [], request.style, request.params, request_hash(digest, b""))
-    body = json.loads(request.body)
-    cleaned = episode.clean_value(body)
-    return request if cleaned == body else _build(cleaned, request.style)
 
 
 def _with_body(module: ModuleType, request: Any, body: bytes) -> Any:

@@ -6,11 +6,11 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
-from cod_agent.context import Message, Part
+from cod_agent.completions import Completion
+from cod_agent.context import Message
 from cod_agent.errors import ModelError
 from cod_agent.journal.answers import Answer
-from cod_agent.journal.episode import Episode, current_episode
-from cod_agent.completions import Completion
+from cod_agent.journal.episode import current_episode
 
 Sampler = Callable[[Sequence[Message]], Awaitable[Completion]]
 
@@ -38,7 +38,7 @@ async def record_completion(model: str, messages: Sequence[Message], params: dic
             return known.completion
         started = time.time()
         try:
-            completion = await sample(_cleaned(episode, messages))
+            completion = await sample([episode.tap.ours(said) for said in messages])
         except ModelError as error:
             await episode.failed("call", request.key, request.occurrence, started, f"{type(error).__name__}: {error}")
             raise
@@ -47,12 +47,6 @@ async def record_completion(model: str, messages: Sequence[Message], params: dic
     except BaseException:
         episode.give_back(request.key, request.occurrence)
         raise
-
-
-def _cleaned(episode: Episode, messages: Sequence[Message]) -> Sequence[Message]:
-    if episode.redact is None:
-        return messages
-    return [Message(m.role, tuple(Part(p.origin, episode.clean(p.text)) for p in m.parts)) for m in messages]
 
 
 def _wrap(completion: Completion) -> Answer:

@@ -93,11 +93,7 @@ class OpenAIModel:
 
     async def complete(self, messages: Sequence[Message], *, on_delta: OnDelta | None = None) -> Completion:
         """One answer; see `Model.complete`."""
-        from cod_agent.journal.episode import Episode, current_episode
-
-        # Without an episode around, one that has no file still knows how a request is written.
-        episode = current_episode() or Episode(None, 0, 0)  # type: ignore[arg-type]
-        return (await self._recorded(episode.request(self._model, messages, self._params), on_delta)).completion
+        return (await self._recorded(self._request(messages, self._params), on_delta)).completion
 
     async def exchange(
         self, messages: Sequence[WireMessage | dict[str, Any]], origins: Sequence[str | None] = (), **beside: Any
@@ -112,10 +108,14 @@ class OpenAIModel:
         Raises:
             ModelError: as in `complete`.
         """
-        from cod_agent.journal.episode import Episode, current_episode
+        return await self._recorded(self._request(messages, {**self._params, **beside}, origins), None)
 
-        episode = current_episode() or Episode(None, 0, 0)  # type: ignore[arg-type]
-        return await self._recorded(episode.request(self._model, messages, {**self._params, **beside}, origins), None)
+    def _request(self, messages: Sequence[Any], params: dict[str, Any], origins: Sequence[str | None] = ()) -> Request:
+        from cod_agent.journal.episode import current_episode
+        from cod_agent.journal.requests import Conversation
+        from cod_agent.journal.tap import Tap
+
+        return (current_episode() or Conversation(Tap())).request(self._model, messages, params, origins)
 
     async def _recorded(self, request: Request, on_delta: OnDelta | None) -> Answer:
         from cod_agent.journal.episode import current_episode
@@ -138,7 +138,7 @@ class OpenAIModel:
             for left in range(self._retries, -1, -1):
                 wait = await self._attempt(connection, call, body, last=not left)
                 if call.answer is not None:
-                    return call.answer  # type: ignore[no-any-return]
+                    return call.answer
                 await asyncio.sleep(min(8.0, 0.5 * 2 ** (self._retries - left)) * random.uniform(0.75, 1) if wait is None else wait)
         raise ModelError("unreachable")  # pragma: no cover (the last attempt answers or raises)
 

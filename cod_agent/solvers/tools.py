@@ -40,7 +40,7 @@ class ToolSolver:
         described = [tool.described for tool in kit]
         rounds, answer = 0, ""
         while seen is None or not seen.done:
-            beside = {"tools": described} if rounds < self._max_rounds else {}
+            beside: dict[str, Any] = {"tools": described} if rounds < self._max_rounds else {}
             spoken = (await tools.exchange(messages, **beside)).message
             messages.append(_wire(spoken, "model"))
             if spoken.get("tool_calls"):
