@@ -196,7 +196,7 @@ def _call(
         "finish_reason": row["finish_reason"],
         "weights": row["weights"],
         "inexact": row["inexact"],
-        "on_policy": bool(row["on_policy"]),
+        "on_policy": {0: False, 1: True}.get(row["on_policy"]),
         "usage": (row["prompt_tokens"], row["sampled_tokens"]),
     }
     exact = _tokens(row, told)

@@ -134,7 +134,7 @@ class _Walk:
 
     def _began(self) -> dict[str, Any] | None:
         run, first = self.run, self.contexts[0] if self.contexts else None
-        if first is None:
+        if first is None or first["episode_id"] is not None or (first["sources"], first["weights"]) != ("[]", ""):
             return None
         origin = None
         if first["parent_id"] is not None:
