@@ -25,6 +25,7 @@ from agentscope.model import ChatModelBase, ChatResponse, ChatUsage
 from agentscope.permission import PermissionBehavior, PermissionContext, PermissionDecision, PermissionMode
 from agentscope.state import AgentState
 from agentscope.tool import FunctionTool, ToolChoice, ToolChunk, Toolkit
+from pydantic import SecretStr
 
 from cod_agent.errors import CodError, ModelRefused, ToolFailed
 from cod_agent.journal.answers import Answer
@@ -138,7 +139,7 @@ class RecordedTool(FunctionTool):
 
 
 class InOrder(MiddlewareBase):
-    """Parallel tools' results in the order of their calls: AgentScope keeps them as they come: no replay repeats that."""
+    """Parallel tools' results in the order of their calls: AgentScope keeps them as they come, in any order."""
 
     async def on_compress_context(
         self, agent: Agent, input_kwargs: dict[str, Any], next_handler: Callable[..., Any]
@@ -169,7 +170,7 @@ class RecordedModel(ChatModelBase):
 
     def __init__(self, endpoint: OpenAIModel, model: str, context_size: int, origins: dict[str, str]) -> None:
         super().__init__(
-            credential=OpenAICredential(api_key="unused"),
+            credential=OpenAICredential(api_key=SecretStr("unused")),
             model=model,
             parameters=self.Parameters(),
             stream=False,
@@ -265,7 +266,7 @@ def well_formed(arguments: Any) -> str:
 
 
 def plain(message: dict[str, Any]) -> dict[str, Any]:
-    """A formatted message without the agent's name, its text as a string: more servers take that than a list of parts."""
+    """A formatted message without the agent's name, its text as a string, which more servers take than lists."""
     content = message.get("content")
     if isinstance(content, list) and all(part.get("type") == "text" for part in content):
         content = "\n".join(part["text"] for part in content)

@@ -7,10 +7,10 @@ AgentScope decides what to say and which tools to call; every call goes out thro
 the recorded functions it is given, so that they are journaled as for any other solver. Durability is the journal's: the
 agent keeps no state of its own between tasks, and one that died is started again and walks through its record.
 
-What AgentScope would do by itself, and does not do here (each has a test): swallow cancellation; put the time of day in
-prompts; wait for a person to permit a tool; execute malformed arguments as it guesses them to be; tell the model, as a
-tool's result, of errors that are none of its business (a full disk, a tool in doubt); send parallel results in the order
-they came; forget what an endpoint that is away could not sum up.
+What AgentScope would do by itself, and does not do here (each has a test): swallow cancellation; put the time of day
+in prompts; wait for a person to permit a tool; execute malformed arguments as it guesses them to be; tell the model,
+as a tool's result, of errors that are none of its business (a full disk, a tool in doubt); send parallel results in
+the order they came; forget what an endpoint that is away could not sum up.
 """
 
 from __future__ import annotations
