@@ -207,7 +207,10 @@ class _Call:
             raise
         finally:
             await response.aclose()
-        if await self.finish(request, kind, raw):
+        as_it_came = await self.finish(request, kind, raw)
+        if self.prepared is not None:  # our own model reads the answer, not the response
+            return response
+        if as_it_came:
             return self._copy(http_request, response, content=raw)
         return self._response(http_request, self.answered, "event-stream" in kind)
 
