@@ -17,6 +17,7 @@ from typer.testing import CliRunner  # noqa: E402
 
 from cod_agent.context import COMPACT, message  # noqa: E402
 from cod_agent.environments.frozen_lake import FrozenLake  # noqa: E402
+from cod_agent.errors import UnknownName, UsageError  # noqa: E402
 from cod_train.tiny import clone as cloning  # noqa: E402
 from cod_train.tiny.__main__ import app  # noqa: E402
 from cod_train.tiny.card import Measured, card  # noqa: E402
@@ -190,6 +191,15 @@ def test_a_run_that_was_stopped_goes_on_as_if_it_had_not_been(words, tmp_path: P
         assert torch.equal(one, other)
 
 
+def test_a_checkpoint_of_another_run_is_refused(words, tmp_path: Path):
+    recipe = replace(SHORT, steps=1, packs=1, induction=0)
+    cloning.clone(recipe, words, tmp_path / "run.pt")
+    with pytest.raises(UsageError, match="another recipe or seed"):
+        cloning.clone(recipe, words, tmp_path / "run.pt", seed=1)
+    with pytest.raises(UsageError, match="another recipe or seed"):
+        cloning.clone(replace(recipe, rate=1.0), words, tmp_path / "run.pt")
+
+
 # Measuring
 
 
@@ -236,8 +246,6 @@ def test_the_command_makes_measures_and_exports_a_policy(tmp_path: Path, monkeyp
 
 
 def test_mistakes_on_the_command_line_are_named(tmp_path: Path):
-    from cod_agent.errors import UnknownName, UsageError
-
     unknown = CliRunner().invoke(app, ["clone", "--policy", "embeded", "--out", str(tmp_path)])
     assert isinstance(unknown.exception, UnknownName) and "did you mean embedded" in str(unknown.exception)
     nothing = CliRunner().invoke(app, ["evaluate", str(tmp_path)])

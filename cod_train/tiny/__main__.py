@@ -104,6 +104,7 @@ def export(folder: Folder) -> None:
     """
     from cod_train.tiny.export import write_gguf
 
+    _check(folder)
     write_gguf(folder, folder / "model.gguf")
     console.print(f"wrote {folder / 'model.gguf'}")
 
@@ -116,13 +117,17 @@ def _prepare(threads: int) -> None:
     torch.set_num_threads(threads)
 
 
+def _check(folder: Path) -> None:
+    if not (folder / "config.json").is_file():
+        raise UsageError(f"{folder} holds no policy: give a folder that `python -m cod_train.tiny clone` wrote")
+
+
 def _load(folder: Path) -> tuple[Any, Any]:
     """Model in float32 and tokenizer of a Hugging Face directory."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    if not (folder / "config.json").is_file():
-        raise UsageError(f"{folder} holds no policy: give a folder that `python -m cod_train.tiny clone` wrote")
+    _check(folder)
     tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, local_files_only=True), tokenizer
 
@@ -154,11 +159,14 @@ def main() -> None:
     try:
         app()
     except UsageError as error:
-        console.print(f"[red]{error}[/red]", highlight=False)
-        sys.exit(2)
+        _complain(error)
     except ImportError as error:
-        console.print(f"[red]{MissingExtra(f'making policies ({error.name})', 'policy')}[/red]", highlight=False)
-        sys.exit(2)
+        _complain(MissingExtra(f"making policies ({error.name})", "policy"))
+
+
+def _complain(error: UsageError) -> None:
+    console.print(str(error), style="red", markup=False, highlight=False, soft_wrap=True)
+    sys.exit(2)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
@@ -18,6 +18,7 @@ from torch.nn import functional
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from cod_agent.environments.frozen_lake.maps import randomness
+from cod_agent.errors import UsageError
 from cod_train.tiny.tokenizer import MAX_POSITIONS
 from cod_train.tiny.transcripts import Sample, Scribe, Teacher, induction, lives
 
@@ -149,6 +150,9 @@ def clone(
 
     Returns:
         The trained model in float32 and where the run ended.
+
+    Raises:
+        UsageError: the checkpoint is of another recipe or seed.
     """
     model = model or new_model(tokenizer, seed)
     model.train()
@@ -157,9 +161,12 @@ def clone(
     optimizer = torch.optim.AdamW(
         [{"params": decay, "weight_decay": 0.01}, {"params": rest, "weight_decay": 0.0}], betas=(0.9, 0.98)
     )
+    made_by = {"recipe": asdict(recipe), "seed": seed}
     done = Progress(0, recipe.steps, math.nan, 0, 0.0)
     if checkpoint.exists():
         saved = torch.load(checkpoint, weights_only=True)
+        if saved["made_by"] != made_by:
+            raise UsageError(f"{checkpoint} is of another recipe or seed: choose another folder, or remove it")
         model.load_state_dict(saved["model"])
         optimizer.load_state_dict(saved["optimizer"])
         done = Progress(**saved["progress"])
@@ -173,7 +180,7 @@ def clone(
         report(done)
         if done.step % every == 0 or done.step == recipe.steps:
             state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "progress": asdict(done)}
-            torch.save(state, checkpoint.with_suffix(".part"))
+            torch.save({**state, "made_by": made_by}, checkpoint.with_suffix(".part"))
             checkpoint.with_suffix(".part").replace(checkpoint)
     return model.eval(), done
 
@@ -205,6 +212,3 @@ def _one_step(
     torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
     optimizer.step()
     return total, tokens
-
-
-__all__ = ["BUDGET", "RECIPES", "Progress", "Recipe", "clone", "new_model", "replace"]

@@ -106,12 +106,13 @@ def rewards(
     out: list[list[float]] = []
     for first in range(0, packs, batch):
         chosen = all_packs[first : first + batch]
-        notes, scores = [""] * len(chosen), [[] for _ in chosen]
+        notes = [""] * len(chosen)
+        scores: list[list[float]] = [[] for _ in chosen]
         for position in range(size):
             tasks = [pack[position] for pack in chosen]
             lived = _solve(speaker, world, tasks, notes)
             for score, (_, feedback) in zip(scores, lived, strict=True):
-                score.append(feedback.reward)
+                score.append(feedback.reward or 0.0)
             if remember and position < size - 1:
                 notes = _update(speaker, tasks, notes, lived)
         out += scores
@@ -123,14 +124,15 @@ def _solve(
 ) -> list[tuple[Trajectory, Feedback]]:
     sessions = [world.start(task) for task in tasks]
     last: list[Observation] = [session.reset() for session in sessions]
-    first, turns = list(last), [[] for _ in tasks]
+    first = list(last)
+    turns: list[list[Turn]] = [[] for _ in tasks]
     said = [COMPACT.solve(task, note, seen) for task, note, seen in zip(tasks, notes, first, strict=True)]
     while walking := [i for i, seen in enumerate(last) if not seen.done]:
         for i, answer in zip(walking, speaker.answers([said[i] for i in walking], ANSWER_TOKENS), strict=True):
             last[i] = sessions[i].step(answer)
             turns[i].append(Turn(answer, last[i]))
             said[i] += [message("assistant", ("model", answer)), message("user", ("environment", last[i].text))]
-    return [(Trajectory(first[i], tuple(turns[i])), last[i].feedback) for i in range(len(tasks))]
+    return [(Trajectory(first[i], tuple(turns[i])), last[i].feedback or Feedback()) for i in range(len(tasks))]
 
 
 def _update(

@@ -17,7 +17,6 @@ from typing import Any
 
 import gguf
 import numpy as np
-import torch
 from safetensors.numpy import load_file
 from transformers import GenerationConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
@@ -41,7 +40,7 @@ _LAYER = {
 
 def save_policy(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
     """Write `model`, rounded to fp16, and its tokenizer to `folder`, and `model.gguf` beside them."""
-    half = copy.deepcopy(model).to(torch.float16)
+    half = copy.deepcopy(model).half()
     # What servers sample with when nobody says otherwise: the model's own distribution, untruncated.
     half.generation_config = GenerationConfig(
         do_sample=True,

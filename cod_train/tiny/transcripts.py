@@ -18,7 +18,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from random import Random
-from typing import Any
+from typing import Any, cast
 
 from transformers import PreTrainedTokenizerFast
 
@@ -86,7 +86,8 @@ class Scribe:
                 yield sample
 
     def _solve(self, pack: Pack, task: Task, note: str, dice: Random) -> tuple[Sample, Trajectory, Feedback]:
-        session, sample, turns = pack.environment.start(task), Sample([], []), []
+        session, sample = cast(FrozenLake, pack.environment).start(task), Sample([], [])
+        turns: list[Turn] = []
         first = observation = session.reset()
         messages: list[Message] = COMPACT.solve(task, note, first)
         self._hear(sample, messages[0].content, 0.0)
@@ -96,7 +97,7 @@ class Scribe:
             self._say(sample, targets, self._encode(answer))
             observation = session.step(answer)
             turns.append(Turn(answer, observation))
-            if observation.done:
+            if observation.feedback:
                 return sample, Trajectory(first, tuple(turns)), observation.feedback
             self._hear(sample, observation.text, self.teacher.world_weight)
             messages += [message("assistant", ("model", answer)), message("user", ("environment", observation.text))]
