@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
+
 from cod_train.tiny.clone import Progress, Recipe
 from cod_train.tiny.evaluate import Position
 
@@ -57,7 +59,7 @@ def card(
         "steps": f"{progress.step:,} of {recipe.packs} lives of 4 tasks, "
         "frozen-lake:small (3 of 4) and :tiny, train split",
         "tokens": f"{progress.tokens / 1e6:.1f} million, padding included",
-        "time": f"{progress.seconds / 60:.0f} minutes on one thread of a shared 2-core CPU",
+        "time": f"{progress.seconds / 60:.1f} minutes with torch on {torch.get_num_threads()} CPU thread(s)",
         "optimiser": f"AdamW, peak rate {recipe.rate:g}, cosine, clip 1; "
         f"random pairs to look up in the first {recipe.induction} steps",
         "teacher": f"off path {teacher.off_path:g}, head start {teacher.head_start:g}, noise {teacher.noise:g}, "
