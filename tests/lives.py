@@ -86,6 +86,19 @@ class _Visit:
         return Observation(f"step {self.steps}: you said {answer}", done=done, feedback=feedback)
 
 
+class SlowStall(Stall):
+    """Every other step is so slow that it is recorded by itself."""
+
+    def start(self, task: Task) -> Any:
+        return _SlowVisit(task)
+
+
+class _SlowVisit(_Visit):
+    def step(self, answer: str) -> Observation:
+        time.sleep(0.03 * (self.steps % 2))
+        return super().step(answer)
+
+
 def reply(request: dict[str, Any], n: int) -> Any:
     """A scripted model: two tools at once, one after them, steps where it can, an answer; a function of the request."""
     from servers import Answer, spoken
@@ -133,7 +146,27 @@ def _live(database: str, model: Any, solver: Any) -> None:
     asyncio.run(live())
 
 
-LIVES: dict[str, Callable[[str, str], None]] = {"agentscope": agentscope, "sdk": sdk}
+def text(url: str, database: str) -> None:
+    """The default dialogue, streamed and exact, in an environment that takes its time."""
+    from cod_agent.models.openai import OpenAIModel
+
+    async def live() -> None:
+        model = OpenAIModel("m", base_url=url, exact=True, stream=True)
+        async with CoDAgent("a", model=model, memory=database, environment=SlowStall()) as agent:
+            async for _ in agent.run(TASKS):
+                pass
+
+    asyncio.run(live())
+
+
+def tools(url: str, database: str) -> None:
+    """The default solver with tools."""
+    from cod_agent.models.openai import OpenAIModel
+
+    _live(database, OpenAIModel("m", base_url=url), None)
+
+
+LIVES: dict[str, Callable[[str, str], None]] = {"agentscope": agentscope, "sdk": sdk, "text": text, "tools": tools}
 
 
 class Lives:

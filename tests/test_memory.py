@@ -125,6 +125,20 @@ def test_a_migration_that_fails_leaves_the_file_as_it_was(tmp_path: Path, monkey
         assert conn.execute("PRAGMA user_version").fetchone()[0] == len(schema.MIGRATIONS)
 
 
+def test_a_file_whose_making_was_interrupted_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patched:
+        patched.setattr(schema, "MIGRATIONS", ("NO SUCH STATEMENT;\n",))
+        with pytest.raises(StoreError):
+            Memory.open(tmp_path / "a.db")
+    with sqlite3.connect(tmp_path / "a.db") as conn:
+        assert conn.execute("SELECT count(*) FROM sqlite_master").fetchone()[0], (
+            "nothing was left behind: this test tests nothing"
+        )
+    memory = Memory.open(tmp_path / "a.db")
+    memory.write_sync(add("x"))
+    memory.close()
+
+
 # ---- opening ----
 
 

@@ -188,9 +188,9 @@ class Boundary(Sequence[Callable[..., Any]]):
 
     async def _run_tool(self, name: str, policy: Policy, said: dict[str, Any], call: Callable[[], Any]) -> dict[str, Any]:
         episode = self._episode
-        key = effect_key("tool", name, episode.tap.value(_json(said)))
+        key, occurrence = effect_key("tool", name, episode.tap.value(_json(said))), OCCURRENCE.get()
         if policy != "repeat":
-            if await episode.in_doubt(key):
+            if await episode.in_doubt(key, occurrence):
                 decision = "fail" if policy == "fail" else self._decide(name, said) if self._decide else "ask"
                 if decision == "ask":
                     raise ToolInDoubt(
@@ -199,10 +199,9 @@ class Boundary(Sequence[Callable[..., Any]]):
                     )
                 if decision == "fail":
                     return {"error": f"{name}: the process died while this ran; whether it took effect is unknown"}
-                episode.starts_again(key)
             else:
-                await episode.starts(key)
-        token = _KEY.set(f"{episode.run_id}-{episode.id}-{key.hex()[:16]}-{OCCURRENCE.get()}")
+                await episode.starts(key, occurrence)
+        token = _KEY.set(await episode.idempotency_key(key, occurrence))
         try:
             with outside():
                 return {"value": _json(await _awaited(call()))}

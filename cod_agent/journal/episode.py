@@ -30,7 +30,7 @@ from cod_agent.journal.requests import Conversation, Request
 from cod_agent.journal.tap import Redact, Said, Tap
 from cod_agent.memory import lease
 from cod_agent.memory.database import Job, Memory
-from cod_agent.memory.hashing import compact, effect_hash, effect_key
+from cod_agent.memory.hashing import compact, effect_hash, effect_key, value_hash
 
 T = TypeVar("T")
 
@@ -92,7 +92,8 @@ class Episode:
     _taken: dict[bytes, set[int]] = field(default_factory=dict)
     _pending: list[Job[Any]] = field(default_factory=list)
     """Steps that may be lost, because they can be taken again: they ride with the next commit."""
-    _running: dict[bytes, int] = field(default_factory=dict)
+    _refused: set[bytes] = field(default_factory=set)
+    """Calls that failed for good in an earlier process: the program lived with it then, and may again."""
     _tokens: tuple[int, list[int]] | None = None
     """(call row, its prompt and sampled ids): what the next exact prompt is stored relative to."""
 
@@ -114,6 +115,8 @@ class Episode:
             return known
 
         self._known = await self.memory.read(read)
+        query = "SELECT request FROM attempts WHERE episode_id = ? AND state = 'failed'"
+        self._refused = await self.memory.read(lambda conn: {row[0] for row in conn.execute(query, (self.id,))})
 
     def __enter__(self) -> Episode:
         self._token = _CURRENT.set(self)
@@ -151,7 +154,7 @@ class Episode:
         if found is not None:
             found.used = True
             return found.row
-        waited, left = 0.0, self.unused()
+        waited, left = 0.0, 0 if key in self._refused else self.unused()
         while left and waited < PATIENCE:
             await asyncio.sleep(0.02)
             now = self.unused()
@@ -284,38 +287,33 @@ class Episode:
             self.give_back(key, occurrence)
             raise
 
-    async def in_doubt(self, key: bytes) -> bool:
-        """Whether a tool with this key was started, by an earlier process, and never finished."""
+    async def in_doubt(self, key: bytes, occurrence: int) -> bool:
+        """Whether this very run of a tool was started and never finished."""
 
         def read(conn: sqlite3.Connection) -> bool:
-            started = conn.execute(
-                "SELECT count(*) FROM attempts WHERE episode_id = ? AND kind = 'tool' AND request = ? AND state = 'started'",
-                (self.id, key),
-            ).fetchone()[0]
-            done = conn.execute(
-                "SELECT count(*) FROM effects WHERE episode_id = ? AND request = ?", (self.id, key)
-            ).fetchone()[0]
-            return bool(started > done + self._running.get(key, 0))
+            started = "SELECT 1 FROM attempts WHERE episode_id = ? AND request = ? AND occurrence = ? AND state = 'started'"
+            return conn.execute(started, (self.id, key, occurrence)).fetchone() is not None
 
         return await self.memory.read(read)
 
-    async def starts(self, key: bytes) -> None:
+    async def starts(self, key: bytes, occurrence: int) -> None:
         """Put on record that a tool is about to run, so that a crash in the middle is known as one."""
-        self._running[key] = self._running.get(key, 0) + 1
 
         def store(conn: sqlite3.Connection) -> None:
             lease.hold(conn, self.run_id)
             conn.execute(
                 "INSERT INTO attempts (episode_id, kind, request, occurrence, state, detail, started) "
-                "VALUES (?, 'tool', ?, 0, 'started', '', ?)",
-                (self.id, key, time.time()),
+                "VALUES (?, 'tool', ?, ?, 'started', '', ?)",
+                (self.id, key, occurrence, time.time()),
             )
 
         await self._write(store)
 
-    def starts_again(self, key: bytes) -> None:
-        """A tool in doubt is repeated: the start that is on record stands for this one."""
-        self._running[key] = self._running.get(key, 0) + 1
+    async def idempotency_key(self, key: bytes, occurrence: int) -> str:
+        """A name for one run of a tool, the same after a crash and unlike any other, whichever file that is in."""
+        query = "SELECT agent, name, created FROM runs WHERE id = ?"
+        run = await self.memory.read(lambda conn: conn.execute(query, (self.run_id,)).fetchone())
+        return value_hash([*run, self.id, key.hex(), occurrence])[:32]
 
     def _effect(
         self, kind: str, name: str, key: bytes, occurrence: int, arguments: Any, result: Any, snapshot: Any, started: float

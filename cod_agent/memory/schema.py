@@ -175,7 +175,9 @@ def check(conn: sqlite3.Connection, path: str) -> bool:
     application = conn.execute("PRAGMA application_id").fetchone()[0]
     version = conn.execute("PRAGMA user_version").fetchone()[0]
     if application != APPLICATION_ID:
-        if application or version or conn.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
+        # A process that died while it made the file leaves the migrations' own table, which comes first.
+        foreign = "SELECT count(*) FROM sqlite_master WHERE tbl_name <> '_sqlite_migrations'"
+        if application or version or conn.execute(foreign).fetchone()[0]:
             raise NotADatabase(f"{path} is a SQLite database of another program: choose another file for the memory")
         return False
     if version > len(MIGRATIONS):
