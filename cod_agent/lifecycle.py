@@ -127,7 +127,7 @@ class Lifecycle:
             await ways.memory.write(episode.commit(lambda conn: self.abort(conn, known, tools.aborted)))
             return known, None
         episode.finish()
-        answer, feedback = episode.tap.text(answer), tools.last.feedback if tools.last else None
+        answer, feedback = episode.tap.text(answer), _judgement(tools)
 
         def commit(conn: sqlite3.Connection) -> tuple[runs.Lived, _Update | None]:
             runs.solved(conn, self.run, known, answer)
@@ -201,6 +201,13 @@ class Lifecycle:
     def _tell(self, event: Event) -> None:
         if self.emit is not None:
             self.emit(event)
+
+
+def _judgement(tools: Boundary) -> Feedback | None:
+    """What the environment says; a solver that left before the end has failed, which is data like any other failure."""
+    if tools.last is None:
+        return None
+    return tools.last.feedback if tools.last.done else Feedback(reward=0.0, text="the solver stopped before the end")
 
 
 async def _solved(solver: Solver, task: Task, context: str, tools: Boundary) -> str:
