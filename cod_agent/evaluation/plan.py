@@ -75,26 +75,37 @@ def set_up(plan: Plan, *, api_key: str | None = None) -> tuple[Plan, Any, Model]
     Raises:
         UnknownName, UsageError, MissingExtra: see `make_world` and `cod_agent.models.resolve`.
     """
-    from cod_agent.models import resolve
-
-    # Players of a world speak its compact form; a language model says itself what it speaks.
     plan.check()
+    # Players of a world speak its compact form; a language model says itself what it speaks.
     world = make_world(plan.world, seed=plan.seed, form=plan.form or "compact")
-    options: dict[str, Any] = {"exact": True} if plan.exact else {}
-    model = resolve(
-        plan.model,
-        world=world,
-        sampling=plan.sampling,
-        base_url=plan.base_url,
-        api_key=api_key,
-        concurrency=plan.concurrency,
-        timeout=plan.timeout,
-        stream=plan.stream,
-        **options,
-    )
+    model = _model(plan, world, api_key)
     form = plan.form or model.form
     world = world if world.form == form else make_world(plan.world, seed=plan.seed, form=form)
     return replace(plan, world=world.name), world, model
+
+
+def _model(plan: Plan, world: Any, api_key: str | None) -> Model:
+    from cod_agent.models import resolve
+
+    options: dict[str, Any] = {
+        "sampling": plan.sampling,
+        "base_url": plan.base_url,
+        "api_key": api_key,
+        "stream": plan.stream,
+        "concurrency": plan.concurrency,
+        "timeout": plan.timeout,
+    }
+    prefix, _, name = plan.model.partition(":")
+    if plan.exact and prefix == "openai" and name:
+        from cod_agent.models.openai import OpenAIModel
+
+        given = {key: value for key, value in options.items() if value is not None}
+        return OpenAIModel(name, exact=True, **given)
+    if plan.exact and prefix in ("litellm", "scripted"):
+        raise UsageError(
+            f"--exact asks a server for token ids, which {prefix}:NAME has not: use openai:NAME, e.g. with vLLM"
+        )
+    return resolve(plan.model, world=world, **options)
 
 
 async def release(model: Model) -> None:

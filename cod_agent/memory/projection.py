@@ -1,8 +1,9 @@
-"""What a run database says, whichever way it came to say it: equal for a run that was killed and resumed and one that was not.
+"""What a run database says, whichever way it came to say it: equal for a run that was killed and resumed and one that
+was not.
 
-Everything is named by what it is (agent, run, position, kind of episode, request, occurrence) and not by row ids; token ids
-and requests are written out. Left out is what depends on the way there: failed attempts, leases, times, row ids, and what a
-server says beside its answer (its own ids and times).
+Everything is named by what it is (agent, run, position, kind of episode, request, occurrence) and not by row ids;
+token ids and requests are written out. Left out is what depends on the way there: failed attempts, leases, times,
+row ids, and what a server says beside its answer (its own ids and times).
 """
 
 from __future__ import annotations
@@ -41,7 +42,8 @@ def _of_run(conn: sqlite3.Connection, run_id: int, named: tuple[str, str]) -> li
     found += [
         ("context", *named, *row)
         for row in conn.execute(
-            "SELECT c.version, r.agent, r.name, p.version, e.position, c.body, c.hash, c.weights, c.sources FROM contexts c"
+            "SELECT c.version, r.agent, r.name, p.version, e.position, c.body, c.hash, c.weights, c.sources"
+            " FROM contexts c"
             " LEFT JOIN contexts p ON p.id = c.parent_id LEFT JOIN runs r ON r.id = p.run_id"
             " LEFT JOIN episodes e ON e.id = c.episode_id WHERE c.run_id = ? ORDER BY c.version",
             (run_id,),
@@ -74,8 +76,8 @@ def _of_run(conn: sqlite3.Connection, run_id: int, named: tuple[str, str]) -> li
 
 def _calls(conn: sqlite3.Connection, episode_id: int, where: Entry) -> list[Entry]:
     rows = conn.execute(
-        "SELECT id, request, occurrence, answer_id, style, finish_reason, model, weights, on_policy, inexact, prompt_tokens,"
-        " sampled_tokens, hash FROM calls WHERE episode_id = ? ORDER BY request, occurrence",
+        "SELECT id, request, occurrence, answer_id, style, finish_reason, model, weights, on_policy, inexact,"
+        " prompt_tokens, sampled_tokens, hash FROM calls WHERE episode_id = ? ORDER BY request, occurrence",
         (episode_id,),
     ).fetchall()
     found = []
