@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import math
+import runpy
 import sqlite3
 import struct
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -297,3 +299,32 @@ def test_an_answer_made_a_stream_reads_the_same() -> None:
     whole = read_answer("application/json", json.dumps(body).encode())
     streamed = read_answer("text/event-stream", as_stream(body))
     assert streamed.completion == whole.completion and streamed.message == whole.message
+
+
+# ---- how many bytes ----
+
+
+def test_a_conversation_of_200_turns_takes_at_most_one_and_a_half_times_its_content(tmp_path: Any) -> None:
+    measured = runpy.run_path(str(Path(__file__).parent.parent / "benchmarks" / "storage.py"))["measure"](tmp_path, 200)
+    assert measured["unique_bytes"] > 500_000, "this is no conversation of realistic size"
+    assert measured["ratio"] <= 1.5
+
+
+async def test_a_step_that_takes_the_models_answer_refers_to_it_and_reads_the_same(memory: Memory) -> None:
+    episode = Episode(memory, 1, 1)
+
+    async def do() -> tuple[Any, Any]:
+        return ["seen", "", False, None], None
+
+    for answer in ('go "north" é\u2028', "go\0south"):
+        request = episode.request("m", [message("user", ("application", answer))], {})
+        body = {"choices": [{"message": {"role": "assistant", "content": answer}}]}
+        await episode.record(request, read_answer("", json.dumps(body).encode()), 0.0, on_policy=False, lean=True)
+        await episode.effect("act", "", answer, do)
+    await episode.effect("act", "", "something else", do)
+    stored = await memory.read(
+        lambda conn: conn.execute("SELECT arguments IS NULL FROM effects ORDER BY id").fetchall()
+    )
+    told = await memory.read(lambda conn: conn.execute("SELECT arguments FROM steps ORDER BY id").fetchall())
+    assert [row[0] for row in stored] == [1, 0, 0]
+    assert [json.loads(row[0]) for row in told] == ['go "north" é\u2028', "go\0south", "something else"]

@@ -94,6 +94,8 @@ class Episode:
     """Steps that may be lost, because they can be taken again: they ride with the next commit."""
     _refused: set[bytes] = field(default_factory=set)
     """Calls that failed for good in an earlier process: the program lived with it then, and may again."""
+    _said: tuple[str, int] | None = None
+    """(text, call row) of the newest answer: a step that takes it is stored as a reference to it."""
     _tokens: tuple[int, list[int]] | None = None
     """(call row, its prompt and sampled ids): what the next exact prompt is stored relative to."""
 
@@ -235,6 +237,8 @@ class Episode:
 
     def _answered(self, row_id: int, answer: Answer) -> None:
         self.calls += 1
+        content = answer.body["choices"][0]["message"].get("content")
+        self._said = (content, row_id) if isinstance(content, str) and "\0" not in content else None
         if (tokens := answer.completion.tokens) is not None:
             self._tokens = (row_id, [*tokens.prompt, *tokens.sampled])
 
@@ -322,13 +326,15 @@ class Episode:
         kept = None if snapshot is None else compact(snapshot)
         hashed = effect_hash(key, occurrence, said, kept)
         seconds = time.time() - started
+        taken = self._said is not None and kind == "act" and arguments == self._said[0]
+        asked = (None, self._said[1]) if taken and self._said else (compact(arguments), None)
 
         def store(conn: sqlite3.Connection) -> None:
             lease.hold(conn, self.run_id)
             conn.execute(
-                "INSERT INTO effects (episode_id, kind, name, request, occurrence, arguments, result, snapshot, hash, started, seconds)"
-                " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-                (self.id, kind, name, key, occurrence, compact(arguments), said, kept, hashed, started, seconds),
+                "INSERT INTO effects (episode_id, kind, name, request, occurrence, arguments, call_id, result, snapshot, hash, started,"
+                " seconds) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                (self.id, kind, name, key, occurrence, *asked, said, kept, hashed, started, seconds),
             )
 
         return store

@@ -92,7 +92,7 @@ def _calls(conn: sqlite3.Connection, episode_id: int, where: Entry) -> list[Entr
 
 def _effects(conn: sqlite3.Connection, episode_id: int, where: Entry) -> list[Entry]:
     rows = conn.execute(
-        "SELECT request, occurrence, kind, name, arguments, result, snapshot, hash FROM effects WHERE episode_id = ?"
+        "SELECT request, occurrence, kind, name, arguments, result, snapshot, hash FROM steps WHERE episode_id = ?"
         " ORDER BY request, occurrence",
         (episode_id,),
     )

@@ -64,7 +64,7 @@ def trajectory(conn: sqlite3.Connection, episode_id: int, known: Lived) -> Traje
     """What a solve episode said and saw, from its record."""
     first: Observation | None = None
     turns: list[Turn] = []
-    rows = conn.execute("SELECT kind, name, arguments, result FROM effects WHERE episode_id = ? ORDER BY id", (episode_id,))
+    rows = conn.execute("SELECT kind, name, arguments, result FROM steps WHERE episode_id = ? ORDER BY id", (episode_id,))
     for kind, name, arguments, result in rows:
         said = json.loads(result)
         if kind == "tool":

@@ -121,6 +121,7 @@ CREATE TABLE effects (
   request BLOB NOT NULL,
   occurrence INTEGER NOT NULL,
   arguments TEXT,
+  call_id INTEGER REFERENCES calls (id),
   result TEXT,
   snapshot TEXT,
   hash BLOB NOT NULL,
@@ -128,6 +129,16 @@ CREATE TABLE effects (
   seconds REAL NOT NULL,
   UNIQUE (episode_id, request, occurrence)
 ) STRICT;
+
+CREATE VIEW steps AS
+  SELECT x.id, x.episode_id, x.kind, x.name, x.request, x.occurrence, x.call_id,
+    CASE
+      WHEN x.call_id IS NULL THEN x.arguments
+      WHEN x.arguments IS NOT NULL THEN ''
+      WHEN json_valid(m.body) THEN json_quote(json_extract(m.body, '$.content'))
+    END AS arguments,
+    x.result, x.snapshot, x.hash, x.started, x.seconds
+  FROM effects x LEFT JOIN calls c ON c.id = x.call_id LEFT JOIN messages m ON m.id = c.answer_id;
 
 CREATE TABLE attempts (
   id INTEGER PRIMARY KEY,

@@ -251,7 +251,7 @@ def _tokens(row: dict[str, Any], told: dict[int, list[int]]) -> tuple[list[int],
 
 def _effects(conn: sqlite3.Connection, report: Report, hashes: dict[int, list[bytes]]) -> None:
     columns = "id, episode_id, kind, name, request, occurrence, arguments, result, snapshot, hash"
-    for row in _rows(conn, report, "effects", f"SELECT {columns} FROM effects ORDER BY id"):
+    for row in _rows(conn, report, "effects", f"SELECT {columns} FROM steps ORDER BY id"):
         row_id, episode, kind, name, key, occurrence, arguments, result, snapshot, hashed = row
         hashes.setdefault(episode, []).append(hashed)
         if arguments is None or result is None:
