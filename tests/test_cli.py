@@ -1,4 +1,4 @@
-"""The `cod` command as a person uses it: what it prints, how it ends, that it goes on after anything that stopped it."""
+"""The `cod` command as a person uses it: what it prints, how it ends, that it goes on after what stopped it."""
 
 from __future__ import annotations
 
@@ -123,6 +123,8 @@ def test_resume_needs_nothing_but_the_file() -> None:
     assert projection("lake.db") == before
     cod("run", "--resume", "--db", "lake.db", "--packs", 3)
     assert count("lake.db", "runs") == 3
+    one = json.loads(cod("run", "--resume", "--db", "lake.db", "--run", f"{LAKE}/eval/5/1", "--json").stdout)
+    assert (one["packs"], len(one["tasks"]), one["lost"]) == (1, 3, 0)
 
 
 def test_resume_refuses_to_change_what_is_lived() -> None:
@@ -190,7 +192,14 @@ def test_demo_shows_a_story_and_what_it_is_worth() -> None:
     pytest.importorskip("xllamacpp")
     pytest.importorskip("matplotlib")
     said = cod("demo", "--packs", 4).stdout
-    for words in ("task 4", "its note", "with context", "no-context", "95% intervals", "cod context log"):
+    for words in (
+        "task 4",
+        "its note after each task",
+        "with context",
+        "no-context",
+        "95% intervals",
+        "cod context log",
+    ):
         assert words in said
     assert "\x1b[" not in said
     assert {path.name for path in Path("demo").iterdir()} >= {"demo.db", "demo.json", "demo.png"}

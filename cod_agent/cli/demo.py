@@ -23,7 +23,9 @@ if TYPE_CHECKING:
     from cod_agent.tasks import Outcome
 
 WORLD, MODEL, AGENT, PACK_SIZE = "frozen-lake:small", "embedded", "demo", 4
-BAR = 16
+BAR = 14
+TALL = 38
+"""Lines of a window that takes everything."""
 
 INTRO = (
     "Each lake is new, but four numbered directions are shuffled once for all {n} tasks of a pack. After each task the "
@@ -32,7 +34,7 @@ INTRO = (
 
 
 def demo(
-    packs: Annotated[int, typer.Option("--packs", min=2, help="How many packs.")] = 96,
+    packs: Annotated[int, typer.Option("--packs", min=2, help="How many packs.")] = 128,
     seed: Annotated[int, typer.Option("--seed", help="Which packs.")] = 1,
     out: Annotated[Path, typer.Option("--out", help="Where database and figure go.")] = Path("demo"),
     as_json: options.Json = False,
@@ -41,7 +43,7 @@ def demo(
 
     It runs on this machine's CPU; no key and no network are needed.
 
-    Example: cod demo --packs 96 --seed 1 --out demo
+    Example: cod demo --packs 128 --seed 1 --out demo
     """
     from cod_agent.evaluation import NO_CONTEXT, Plan
 
@@ -50,13 +52,13 @@ def demo(
     again = command_line("cod", "demo", "--packs", packs, "--seed", seed, "--out", out)
     story = Story(PACK_SIZE)
     with resumable(again, db):
-        found = asyncio.run(_live(plan, db, story, quiet=as_json))
+        found, inexact = asyncio.run(_live(plan, db, story, quiet=as_json))
     figure = save(found, out, "demo")
     if as_json:
         files = {"database": str(db), "json": str(out / "demo.json"), "figure": figure and str(figure)}
         print_json({**found.json(), "files": files})
     else:
-        _tell(found, db, out, figure)
+        _tell(found, inexact, db, out, figure)
 
 
 def _next_file(out: Path, plan: Plan) -> Path:
@@ -87,7 +89,8 @@ def _unfinished(path: Path, plan: Plan) -> bool:
         memory.close()
 
 
-async def _live(plan: Plan, db: Path, story: Story, *, quiet: bool) -> Evaluation:
+async def _live(plan: Plan, db: Path, story: Story, *, quiet: bool) -> tuple[Evaluation, int]:
+    """What was found, and how many calls lack their exact tokens."""
     from cod_agent.evaluation import Watch, lanes_of, live_all, release, set_up, summarise
     from cod_agent.memory import Memory
 
@@ -102,7 +105,9 @@ async def _live(plan: Plan, db: Path, story: Story, *, quiet: bool) -> Evaluatio
                     step()
 
                 seconds = await live_all(plan, lanes, memory, Watch(outcome=told, event=story.hear))
-            return summarise(plan, lanes, seconds)
+            query = "SELECT count(*) FROM calls WHERE sampled_ids IS NULL"
+            inexact = await memory.read(lambda conn: conn.execute(query).fetchone()[0])
+            return summarise(plan, lanes, seconds), inexact
         finally:
             memory.close()
     finally:
@@ -140,15 +145,18 @@ def _seen(plan: Plan, lanes: Sequence[Lane], story: Story, bars: Any) -> Any:
     from rich.console import Group
     from rich.text import Text
 
-    title = Text.assemble((f"{MODEL}", "bold"), f" in {WORLD}: one of its {plan.packs} packs, task by task")
-    intro = Text(INTRO.format(n=plan.pack_size), style="dim")
-    heading = Text("all packs so far: mean reward by position" if bars else "all packs: mean reward by position")
-    parts = (
-        [title, intro, story.table(), heading, _rewards(lanes)]
-        if bars
-        else [title, story.table(), heading, _rewards(lanes)]
+    title = Text.assemble(
+        (f"{MODEL}", "bold"), f" in {WORLD}: one of its {plan.packs} packs, and its note after each task\n"
     )
-    return Group(*parts, bars) if bars else Group(*parts)
+    told = [title, story.table()]
+    heading = Text(f"all packs{' so far' if bars else ''}: mean reward by position\n", "bold")
+    rewards = [heading, _rewards(lanes), Text("")]
+    if bars is None:
+        return Group(*told, *rewards)
+    intro = Text(INTRO.format(n=plan.pack_size) + "\n", style="dim")
+    # A short window shows the top: there the curve belongs.
+    parts = [*told, *rewards, bars] if console().height >= TALL else [*rewards, bars, *told]
+    return Group(intro, *parts)
 
 
 def _rewards(lanes: Sequence[Lane]) -> Any:
@@ -156,7 +164,7 @@ def _rewards(lanes: Sequence[Lane]) -> Any:
     from rich import box
     from rich.table import Table
 
-    table = Table(box=box.SIMPLE, padding=(0, 1), pad_edge=False)
+    table = Table(box=box.SIMPLE, padding=(0, 1), pad_edge=False, show_edge=False)
     table.add_column("", style="dim")
     for number in range(1, lanes[0].rewards.shape[1] + 1):
         table.add_column(f"task {number}", min_width=BAR)
@@ -175,13 +183,12 @@ def _bar(mean: float, color: str) -> Any:
     return Text.assemble(f"{mean:.2f} ", ("█" * full, color), ("░" * (BAR - 5 - full), "dim"))
 
 
-def _tell(found: Evaluation, db: Path, out: Path, figure: Path | None) -> None:
+def _tell(found: Evaluation, inexact: int, db: Path, out: Path, figure: Path | None) -> None:
     typer.echo(conclusion(found))
     typer.echo("")
     kept = [str(path) for path in (figure, out / "demo.json", db) if path]
-    typer.echo(
-        f"{found.calls} model calls in {found.seconds:.1f} s, every one recorded with its exact tokens. What remains:"
-    )
+    exact = f"{found.calls - inexact} of them" if inexact else "each"
+    typer.echo(f"{found.calls} model calls in {found.seconds:.1f} s, {exact} recorded with exact tokens. What remains:")
     typer.echo(f"  {', '.join(kept)}")
     typer.echo("Try next:")
     pack = f"{WORLD}/eval/{found.seed}/0"

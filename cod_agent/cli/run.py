@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -60,7 +61,7 @@ class _Told:
 
     def __init__(self, plan: Plan, *, quiet: bool) -> None:
         self.quiet, self.before, self.tasks = quiet, set[tuple[str, int]](), list[dict[str, Any]]()
-        self.lived = 0
+        self.lived, self.packs = 0, set[int]()
         self.progress = Progress(plan.packs * plan.pack_size, "tasks")
 
     def outcome(self, lane: Lane, pack: int, outcome: Outcome) -> None:
@@ -77,6 +78,7 @@ class _Told:
             }
         )
         self.progress.step()
+        self.packs.add(pack)
         if (outcome.run, outcome.position) in self.before:
             self.lived += 1
         elif not self.quiet:
@@ -104,6 +106,8 @@ async def _live(plan: Plan, db: Path, told: _Told, api_key: str | None, only: st
             lanes = lanes_of(plan, world, model)
             with told.progress:
                 seconds = await live_all(plan, lanes, memory, Watch(outcome=told.outcome), only=only)
+            if only is not None:
+                plan, lanes[0].rewards = replace(plan, packs=1), lanes[0].rewards[sorted(told.packs)]
             return summarise(plan, lanes, seconds)
         finally:
             memory.close()

@@ -14,10 +14,10 @@ if TYPE_CHECKING:
 COLORS = {"@": "bold yellow", "*": "bold green", "#": "blue", ".": "dim"}
 """Of a map's cells."""
 ENDS = {
-    "goal": "reached the goal",
-    "hole": "fell into a hole",
-    "steps": "ran out of steps",
-    "invalid": "malformed answer",
+    "goal": "reached goal",
+    "hole": "fell in a hole",
+    "steps": "out of steps",
+    "invalid": "malformed",
 }
 
 
@@ -77,14 +77,15 @@ class Story:
         from rich.table import Table
         from rich.text import Text
 
-        table = Table(box=box.SIMPLE, padding=(0, 1), expand=False, pad_edge=False, show_header=True)
+        # Narrow enough for 80 columns.
+        table = Table(box=box.SIMPLE, padding=(0, 1), pad_edge=False, show_edge=False)
         table.add_column("", style="dim")
         for number in range(1, len(self.chapters) + 1):
             table.add_column(f"task {number}", min_width=16)
-        table.add_row("the lake", *(_map(chapter.map) for chapter in self.chapters))
-        table.add_row("its steps", *(Text("\n".join(chapter.steps)) for chapter in self.chapters), end_section=True)
-        table.add_row("how it went", *(_end(chapter) for chapter in self.chapters), end_section=True)
-        table.add_row("its note\nafterwards", *_notes(self.chapters))
+        table.add_row("lake", *(_map(chapter.map) for chapter in self.chapters))
+        table.add_row("steps", *(Text("\n".join(chapter.steps)) for chapter in self.chapters))
+        table.add_row("result", *(_end(chapter) for chapter in self.chapters), end_section=True)
+        table.add_row("note", *_notes(self.chapters))
         return table
 
 
