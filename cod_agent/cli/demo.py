@@ -34,7 +34,7 @@ INTRO = (
 
 
 def demo(
-    packs: Annotated[int, typer.Option("--packs", min=2, help="How many packs.")] = 128,
+    packs: Annotated[int, typer.Option("--packs", min=2, help="How many packs.")] = 96,
     seed: Annotated[int, typer.Option("--seed", help="Which packs.")] = 1,
     out: Annotated[Path, typer.Option("--out", help="Where database and figure go.")] = Path("demo"),
     as_json: options.Json = False,
@@ -43,7 +43,7 @@ def demo(
 
     It runs on this machine's CPU; no key and no network are needed.
 
-    Example: cod demo --packs 128 --seed 1 --out demo
+    Example: cod demo --packs 96 --seed 1 --out demo
     """
     from cod_agent.evaluation import NO_CONTEXT, Plan
 
