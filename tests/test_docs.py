@@ -265,6 +265,11 @@ def test_every_command_and_flag_is_described() -> None:
     assert not missing, f"docs/cli.md does not describe {sorted(missing)}"
 
 
+def test_the_readme_shows_the_demo_as_it_is() -> None:
+    default = next(param.default for param in root().commands["demo"].params if param.name == "packs")
+    assert f"through {default} packs" in (ROOT / "README.md").read_text()
+
+
 # ---- nothing is left out ----
 
 
