@@ -16,7 +16,6 @@ from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
-from weakref import WeakKeyDictionary
 
 from cod_agent.context import Prompts
 from cod_agent.environments.base import Environment, Tool
@@ -82,8 +81,6 @@ class CoDAgent:
         self.memory = memory if isinstance(memory, Memory) else Memory.open(memory)
         self._ways = Ways(self.memory, self._model, solver, tuple(tools), prompts, max_context, updates, redact, on_doubt)
         self._runs: dict[str, runs.Run] = {}
-        # By event loop, as locks belong to one and the sync twins bring a new one each time.
-        self._locks: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[str, asyncio.Lock]] = WeakKeyDictionary()
         self._current: str | None = None
 
     # ---- living ----
@@ -134,18 +131,26 @@ class CoDAgent:
             with contextlib.suppress(asyncio.CancelledError):
                 await living
 
-    async def solve(self, task: Task, *, run: str = LIFE) -> Outcome:
+    async def solve(self, task: Task, *, run: str = LIFE, position: int | None = None) -> Outcome:
         """Solve one task at the end of an open-ended run; a task that a crash left unfinished there is gone on with.
 
+        Args:
+            run: its name.
+            position: where the task belongs, for callers that count: asking again for a position that was solved gives its
+                outcome. Without it, a caller that died before it saw the outcome and asks again has the task solved twice.
+
         Raises:
+            UsageError: the position is further than the next one.
             TaskMismatch: the unfinished task is another one: solve that first, or `abandon` it.
         """
         opened = await self._opened(run, None, None)
         async with self._lock(run), self._renewed(opened):
             await self._make_up(opened)
             left = await self.memory.read(lambda conn: read.in_state(conn, opened, "open"))
-            position = left[0].position if left else await self.memory.read(lambda conn: runs.next_position(conn, opened.id))
-            return await self._lifecycle(opened).live(position, task)
+            following = left[0].position if left else await self.memory.read(lambda conn: runs.next_position(conn, opened.id))
+            if position is not None and position > following:
+                raise UsageError(f"run {run!r} has not come to position {position} yet: the next one is {following}")
+            return await self._lifecycle(opened).live(following if position is None else position, task)
 
     async def feedback(
         self, outcome: Outcome | int, reward: float | None = None, text: str = "", *, run: str | None = None
@@ -214,10 +219,10 @@ class CoDAgent:
                 runner.run(living.aclose())  # type: ignore[attr-defined]
                 runner.run(self._release_model())
 
-    def solve_sync(self, task: Task, *, run: str = LIFE) -> Outcome:
+    def solve_sync(self, task: Task, *, run: str = LIFE, position: int | None = None) -> Outcome:
         """`solve` for code without an event loop."""
         _refuse_loop("`await agent.solve(...)`")
-        return self._sync(self.solve(task, run=run))
+        return self._sync(self.solve(task, run=run, position=position))
 
     def feedback_sync(
         self, outcome: Outcome | int, reward: float | None = None, text: str = "", *, run: str | None = None
@@ -333,7 +338,7 @@ class CoDAgent:
         return opened
 
     def _lock(self, name: str) -> asyncio.Lock:
-        return self._locks.setdefault(asyncio.get_running_loop(), {}).setdefault(name, asyncio.Lock())
+        return self.memory.lock(f"{self.name}\0{name}")
 
     @contextlib.asynccontextmanager
     async def _renewed(self, opened: runs.Run) -> AsyncIterator[None]:

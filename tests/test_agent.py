@@ -521,3 +521,24 @@ def _then_down(model: Counting) -> Any:
 
 async def _silent(task: Task, context: str, tools: Any) -> str:
     return "nothing"
+
+
+async def test_a_caller_that_counts_has_no_position_solved_twice(tmp_path: Path) -> None:
+    model = Counting()
+    async with CoDAgent("a", model=model, memory=tmp_path / "a.db") as agent:
+        first = await agent.solve(TASKS[0], position=0)
+        again = await agent.solve(TASKS[0], position=0)
+        assert again == first and model.asked == 1
+        assert (await agent.solve(TASKS[1], position=1)).position == 1
+        with pytest.raises(TaskMismatch):
+            await agent.solve(TASKS[2], position=1)
+        with pytest.raises(UsageError, match="next one is 2"):
+            await agent.solve(TASKS[2], position=5)
+
+
+async def test_two_agents_of_one_name_in_one_process_take_turns(tmp_path: Path) -> None:
+    model, memory = Counting(), Memory.open(tmp_path / "a.db")
+    async with CoDAgent("a", model=model, memory=memory) as one, CoDAgent("a", model=model, memory=memory) as other:
+        outcomes = await asyncio.gather(*(agent.solve(task) for agent in (one, other) for task in TASKS))
+    assert sorted(outcome.position for outcome in outcomes) == list(range(8)) and model.asked == 8
+    memory.close()

@@ -313,7 +313,7 @@ def test_a_conversation_of_200_turns_takes_at_most_one_and_a_half_times_its_cont
 async def test_a_step_that_takes_the_models_answer_refers_to_it_and_reads_the_same(memory: Memory) -> None:
     episode = Episode(memory, 1, 1)
 
-    async def do() -> tuple[Any, Any]:
+    async def do(_: int) -> tuple[Any, Any]:
         return ["seen", "", False, None], None
 
     for answer in ('go "north" é\u2028', "go\0south"):

@@ -16,6 +16,7 @@ from urllib.parse import urlsplit, urlunsplit
 from cod_agent.environments import Form, make_world
 from cod_agent.errors import UnknownName, UsageError
 from cod_agent.memory import Memory
+from cod_agent.models import resolve
 from cod_agent.models.base import Model, Sampling
 
 PLAN = "plan"
@@ -78,34 +79,20 @@ def set_up(plan: Plan, *, api_key: str | None = None) -> tuple[Plan, Any, Model]
     plan.check()
     # Players of a world speak its compact form; a language model says itself what it speaks.
     world = make_world(plan.world, seed=plan.seed, form=plan.form or "compact")
-    model = _model(plan, world, api_key)
+    model = resolve(
+        plan.model,
+        world=world,
+        sampling=plan.sampling,
+        base_url=plan.base_url,
+        api_key=api_key,
+        stream=plan.stream,
+        exact=plan.exact,
+        concurrency=plan.concurrency,
+        timeout=plan.timeout,
+    )
     form = plan.form or model.form
     world = world if world.form == form else make_world(plan.world, seed=plan.seed, form=form)
     return replace(plan, world=world.name), world, model
-
-
-def _model(plan: Plan, world: Any, api_key: str | None) -> Model:
-    from cod_agent.models import resolve
-
-    options: dict[str, Any] = {
-        "sampling": plan.sampling,
-        "base_url": plan.base_url,
-        "api_key": api_key,
-        "stream": plan.stream,
-        "concurrency": plan.concurrency,
-        "timeout": plan.timeout,
-    }
-    prefix, _, name = plan.model.partition(":")
-    if plan.exact and prefix == "openai" and name:
-        from cod_agent.models.openai import OpenAIModel
-
-        given = {key: value for key, value in options.items() if value is not None}
-        return OpenAIModel(name, exact=True, **given)
-    if plan.exact and prefix in ("litellm", "scripted"):
-        raise UsageError(
-            f"--exact asks a server for token ids, which {prefix}:NAME has not: use openai:NAME, e.g. with vLLM"
-        )
-    return resolve(plan.model, world=world, **options)
 
 
 async def release(model: Model) -> None:

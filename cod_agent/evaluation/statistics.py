@@ -70,7 +70,8 @@ def curve(rewards: Rewards) -> Curve:
     draws = np.random.default_rng(SEED).multinomial(packs, np.full(packs, 1 / packs), size=DRAWS) if packs else None
     means, drawn = _means(filled, counted, draws)
     points = [
-        Point(*_interval(means[at], drawn[:, at]), position=at, n=int(counted[:, at].sum())) for at in range(positions)
+        Point(*_widened(_interval(means[at], drawn[:, at]), n), position=at, n=n)
+        for at, n in enumerate(counted.sum(0).tolist())
     ]
     whole = counted.sum(1, keepdims=True).astype(float)
     mean, drawn_mean = _means(filled.sum(1, keepdims=True), whole, draws)
@@ -109,6 +110,15 @@ def _interval(mean: float, drawn: Rewards) -> tuple[float, float, float]:
         return float(mean), float("nan"), float("nan")
     low, high = np.quantile(finite, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return float(mean), float(low), float(high)
+
+
+def _widened(interval: tuple[float, float, float], n: int) -> tuple[float, float, float]:
+    """An interval of rewards that were all 0 or all 1, where every draw is the same: the exact (Clopper-Pearson) one instead."""
+    mean, low, high = interval
+    if low == high == mean and mean in (0.0, 1.0):
+        least = ((1 - LEVEL) / 2) ** (1 / n)
+        return (1.0, least, 1.0) if mean else (0.0, 0.0, 1 - least)
+    return interval
 
 
 def _json(value: float) -> float | None:

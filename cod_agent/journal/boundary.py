@@ -17,7 +17,7 @@ from cod_agent.completions import Completion
 from cod_agent.context import Message
 from cod_agent.errors import ReplayDiverged, ToolFailed, ToolInDoubt, UsageError
 from cod_agent.journal.answers import Answer
-from cod_agent.journal.episode import OCCURRENCE, Episode, current_episode, effect_key, outside
+from cod_agent.journal.episode import Episode, current_episode, effect_key, outside
 from cod_agent.tasks import Feedback, Observation
 
 Policy = Literal["repeat", "ask", "fail"]
@@ -127,7 +127,7 @@ class Boundary(Sequence[Callable[..., Any]]):
         return await self._exchange(messages, origins, **beside)
 
     async def _step(self, answer: str | None) -> Observation:
-        async def do() -> tuple[Any, Any]:
+        async def do(_: int) -> tuple[Any, Any]:
             await self._catch_up()
             seen = await _awaited(self._session.reset() if answer is None else self._session.step(answer))
             kept = self._session.snapshot() if self._recovery == "snapshot" else None
@@ -176,8 +176,9 @@ class Boundary(Sequence[Callable[..., Any]]):
             bound = signature.bind(*args, **kwargs)
             said = {**bound.arguments}
 
-            async def do() -> tuple[Any, None]:
-                return await self._run_tool(name, policy, said, functools.partial(function, *args, **kwargs)), None
+            async def do(occurrence: int) -> tuple[Any, None]:
+                run = functools.partial(function, *args, **kwargs)
+                return await self._run_tool(name, policy, said, occurrence, run), None
 
             result, _, _ = await self._episode.effect("tool", name, _json(said), do)
             if "error" in result:
@@ -186,9 +187,11 @@ class Boundary(Sequence[Callable[..., Any]]):
 
         return recorded
 
-    async def _run_tool(self, name: str, policy: Policy, said: dict[str, Any], call: Callable[[], Any]) -> dict[str, Any]:
+    async def _run_tool(
+        self, name: str, policy: Policy, said: dict[str, Any], occurrence: int, call: Callable[[], Any]
+    ) -> dict[str, Any]:
         episode = self._episode
-        key, occurrence = effect_key("tool", name, episode.tap.value(_json(said))), OCCURRENCE.get()
+        key = effect_key("tool", name, episode.tap.value(_json(said)))
         if policy != "repeat":
             if await episode.in_doubt(key, occurrence):
                 decision = "fail" if policy == "fail" else self._decide(name, said) if self._decide else "ask"

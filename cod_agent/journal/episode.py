@@ -64,10 +64,6 @@ def outside() -> Iterator[None]:
         _CURRENT.reset(token)
 
 
-OCCURRENCE: ContextVar[int] = ContextVar("cod_occurrence", default=0)
-"""While an effect is done: which one of several equal ones it is."""
-
-
 @dataclass(slots=True)
 class _Recorded:
     """What the file holds under a key."""
@@ -96,6 +92,8 @@ class Episode:
     """Calls that failed for good in an earlier process: the program lived with it then, and may again."""
     _said: tuple[str, int] | None = None
     """(text, call row) of the newest answer: a step that takes it is stored as a reference to it."""
+    _life: tuple[Any, ...] = ()
+    """Agent, name and beginning of the run: what makes idempotency keys unlike those of any other file."""
     _tokens: tuple[int, list[int]] | None = None
     """(call row, its prompt and sampled ids): what the next exact prompt is stored relative to."""
 
@@ -258,9 +256,10 @@ class Episode:
     # ---- effects: tools and the environment ----
 
     async def effect(
-        self, kind: str, name: str, arguments: Any, do: Callable[[], Awaitable[tuple[Any, Any]]], *, may_repeat: bool = False
+        self, kind: str, name: str, arguments: Any, do: Callable[[int], Awaitable[tuple[Any, Any]]], *, may_repeat: bool = False
     ) -> tuple[Any, Any, bool]:
-        """(result, snapshot, was it recorded) of a tool call or a step; `do` gives (result, snapshot), both JSON values.
+        """(result, snapshot, was it recorded) of a tool call or a step; `do`, told which of several equal ones
+        it is, gives (result, snapshot), both JSON values.
 
         `may_repeat`: a step of a deterministic environment. If it was quick it need not have a commit of its own: it rides with
         the next one, and a crash before that takes it again, with the same result.
@@ -273,11 +272,7 @@ class Episode:
             if row is not None:
                 return json.loads(row["result"]), row["snapshot"] and json.loads(row["snapshot"]), True
             started = time.time()
-            token = OCCURRENCE.set(occurrence)
-            try:
-                result, snapshot = await do()
-            finally:
-                OCCURRENCE.reset(token)
+            result, snapshot = await do(occurrence)
             result = self.tap.value(result)
             store = self._effect(kind, name, key, occurrence, arguments, result, snapshot, started)
             if may_repeat and time.time() - started < QUICK:
@@ -315,9 +310,10 @@ class Episode:
 
     async def idempotency_key(self, key: bytes, occurrence: int) -> str:
         """A name for one run of a tool, the same after a crash and unlike any other, whichever file that is in."""
-        query = "SELECT agent, name, created FROM runs WHERE id = ?"
-        run = await self.memory.read(lambda conn: conn.execute(query, (self.run_id,)).fetchone())
-        return value_hash([*run, self.id, key.hex(), occurrence])[:32]
+        if not self._life:
+            query = "SELECT agent, name, created FROM runs WHERE id = ?"
+            self._life = await self.memory.read(lambda conn: conn.execute(query, (self.run_id,)).fetchone())
+        return value_hash([*self._life, self.id, key.hex(), occurrence])[:32]
 
     def _effect(
         self, kind: str, name: str, key: bytes, occurrence: int, arguments: Any, result: Any, snapshot: Any, started: float

@@ -163,7 +163,7 @@ class _Call:
             http_request = _with_body(self.module, http_request, text.encode())
         refused: list[Any] = []
 
-        async def do() -> tuple[Any, None]:
+        async def do(_: int) -> tuple[Any, None]:
             response = await inner.handle_async_request(http_request)
             body = await response.aread()
             await response.aclose()

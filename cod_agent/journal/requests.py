@@ -9,13 +9,12 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from hashlib import sha256
 from typing import Any
 
 from cod_agent.context import Message, WireMessage, labels
 from cod_agent.journal.tap import Said, Tap
 from cod_agent.memory.content import STYLES, Node, link, write_request
-from cod_agent.memory.hashing import canonical, compact, request_hash
+from cod_agent.memory.hashing import canonical, compact, content_hash, head_hash, request_hash
 
 
 @dataclass(slots=True)
@@ -69,7 +68,7 @@ class Conversation:
         self._spoken = (list(messages), fresh)
         params = params if self._tap.redact is None else self._tap.value(params)
         head = compact({"model": model, "messages": None, **params})
-        digest = sha256(head.encode()).digest()
+        digest = head_hash(head)
         return Request(head, digest, fresh, "own", {"model": model, **params}, request_hash(digest, parent))
 
 
@@ -105,7 +104,7 @@ def read_request(raw: bytes) -> Request:
             return _build(body, style)
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         pass  # no JSON, no object, or text that cannot be stored: kept whole
-    digest = sha256(raw).digest()
+    digest = content_hash(raw)
     try:
         return Request(raw.decode(), digest, [], "raw", params, request_hash(digest, b""))
     except UnicodeDecodeError:
@@ -120,7 +119,7 @@ def _build(body: dict[str, Any], style: str) -> Request:
         nodes.append(link(parent, text, canonical([[len(text), origin_by_role(message)]])))
         parent = nodes[-1].hash
     head = compact({**body, "messages": None})
-    digest = sha256(head.encode()).digest()
+    digest = head_hash(head)
     params = {k: v for k, v in body.items() if k != "messages"}
     return Request(head, digest, nodes, style, params, request_hash(digest, parent))
 
@@ -133,7 +132,7 @@ def clean_request(request: Request, tap: Tap) -> Request:
         head = tap.text(request.head)
         if head == request.head:
             return request
-        digest = sha256(write_request(head, [], request.style)).digest()
+        digest = content_hash(write_request(head, [], request.style))
         return Request(head, digest, [], request.style, request.params, request_hash(digest, b""))
     body = json.loads(request.body)
     cleaned = tap.value(body)

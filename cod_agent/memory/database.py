@@ -24,6 +24,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
+from weakref import WeakKeyDictionary
 
 from cod_agent.errors import CodError, NotADatabase, StoreBusy, StoreError, StoreFull
 from cod_agent.memory import schema
@@ -84,6 +85,8 @@ class Memory:
         """Row ids of content already stored (messages and heads by hash); only touched inside a job."""
         self._uses = 1
         self._lock = threading.Lock()
+        # By event loop, as locks belong to one and the sync twins bring a new one each time.
+        self._locks: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[str, asyncio.Lock]] = WeakKeyDictionary()
         self._queues: dict[asyncio.AbstractEventLoop, _Queue] = {}
         self._commit_seconds = 0.0
         self._guard: Any = None
@@ -136,6 +139,10 @@ class Memory:
     async def read(self, job: Job[T]) -> T:
         """Run `job` outside of a transaction of its own; it must not write."""
         return self.read_sync(job)
+
+    def lock(self, name: str) -> asyncio.Lock:
+        """A lock that agents of this process share: a lease keeps other processes away, not another agent of this one."""
+        return self._locks.setdefault(asyncio.get_running_loop(), {}).setdefault(name, asyncio.Lock())
 
     def write_sync(self, job: Job[T]) -> T:
         """`write` for code without an event loop."""

@@ -40,6 +40,7 @@ def resolve(
     concurrency: int | None = None,
     timeout: float | None = None,
     stream: bool = False,
+    exact: bool = False,
 ) -> Model:
     """The model of that name.
 
@@ -51,10 +52,11 @@ def resolve(
         concurrency: most answers under way at once.
         timeout: seconds one attempt may take.
         stream: read answers piece by piece, where the model can.
+        exact: have an endpoint give token ids and log-probabilities; models in this process always do.
 
     Raises:
         UnknownName: nobody knows it; the message has the nearest name.
-        UsageError: the name lacks its second half, or the model file is no good.
+        UsageError: the name lacks its second half, the model file is no good, or `exact` is asked of one that has no tokens.
         MissingExtra: the optional package is not installed.
     """
     sampling = sampling or Sampling()
@@ -67,10 +69,12 @@ def resolve(
         raise UsageError(f"the model {name!r} lacks its second half: {_EXAMPLES[prefix]}")
     given = {"concurrency": concurrency, "timeout": timeout}
     options: dict[str, Any] = {key: value for key, value in given.items() if value is not None}
+    if exact and prefix in ("litellm", "scripted"):
+        raise UsageError(f"--exact asks a server for token ids, which {prefix}:NAME has not: use openai:NAME, e.g. with vLLM")
     if prefix == "openai":
         from cod_agent.models.openai import OpenAIModel
 
-        return OpenAIModel(rest, sampling=sampling, base_url=base_url, api_key=api_key, stream=stream, **options)
+        return OpenAIModel(rest, sampling=sampling, base_url=base_url, api_key=api_key, stream=stream, exact=exact, **options)
     if prefix == "litellm":
         from cod_agent.models.litellm import LiteLLMModel
 
