@@ -286,7 +286,7 @@ def test_links_lead_somewhere(page: Path) -> None:
             continue
         path, _, anchor = target.partition("#")
         file = (page.parent / path).resolve() if path else page
-        assert file.exists() or file.name == "benchmarks.md", f"{page.name}: {target} leads nowhere"
+        assert file.exists(), f"{page.name}: {target} leads nowhere"
         if anchor:
             headings = re.findall(r"^#+ (.+)$", file.read_text(), re.MULTILINE)
             assert anchor in map(slug, headings), f"{page.name}: {target} leads nowhere"
