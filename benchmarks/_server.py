@@ -14,7 +14,10 @@ _LENGTH = re.compile(rb"content-length: *(\d+)", re.IGNORECASE)
 
 def _answer(body: bytes) -> bytes:
     update = b"Write the new note" in body or b"Update\\n" in body
-    message: dict[str, object] = {"role": "assistant", "content": "<context>\na note\n</context>" if update else "go on"}
+    message: dict[str, object] = {
+        "role": "assistant",
+        "content": "<context>\na note\n</context>" if update else "go on",
+    }
     finish = "stop"
     if not update and b'"tools":' in body:
         call = {"id": "call_1", "type": "function", "function": {"name": "look", "arguments": '{"place": "there"}'}}
@@ -28,7 +31,10 @@ def _answer(body: bytes) -> bytes:
         "usage": {"prompt_tokens": 10, "completion_tokens": 2, "total_tokens": 12},
     }
     payload = json.dumps(said).encode()
-    return b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n%s" % (len(payload), payload)
+    return b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n%s" % (
+        len(payload),
+        payload,
+    )
 
 
 async def _serve(ready: object) -> None:

@@ -45,7 +45,9 @@ class Maze:
     def step(self, answer: str) -> Observation:
         self.steps += 1
         done = self.steps == 3
-        return Observation(f"Step {self.steps}. {SAID}", done=done, feedback=Feedback(reward=1.0, text="out") if done else None)
+        return Observation(
+            f"Step {self.steps}. {SAID}", done=done, feedback=Feedback(reward=1.0, text="out") if done else None
+        )
 
 
 async def runtime(url: str, tasks: int, path: str) -> tuple[float, int]:
@@ -96,7 +98,9 @@ async def look(place: str) -> str:
 async def runtime_tools(url: str, turns: int, path: str) -> tuple[float, int]:
     model = OpenAIModel("scripted", base_url=url, api_key="x")
     prompts = prompts_for(None)
-    async with CoDAgent("bench", model=model, memory=path, tools=[look], solver=ToolSolver(prompts, max_rounds=turns)) as agent:
+    async with CoDAgent(
+        "bench", model=model, memory=path, tools=[look], solver=ToolSolver(prompts, max_rounds=turns)
+    ) as agent:
         started = time.process_time()
         outcome = await agent.solve(Task(id="long", prompt="Find the way out."))
         spent = time.process_time() - started
@@ -109,12 +113,16 @@ async def bare_tools(url: str, turns: int) -> tuple[float, int]:
 
     client = openai.AsyncOpenAI(base_url=url, api_key="x")
     arguments = {"type": "object", "properties": {"place": {"type": "string"}}, "required": ["place"]}
-    tools = [{"type": "function", "function": {"name": "look", "description": "Look at a place.", "parameters": arguments}}]
+    tools = [
+        {"type": "function", "function": {"name": "look", "description": "Look at a place.", "parameters": arguments}}
+    ]
     messages = [m.wire() for m in NATURAL.solve(Task(id="long", prompt="Find the way out."), "", None)]
     calls, started = 0, time.process_time()
     for turn in range(turns + 1):
         beside = {"tools": tools} if turn < turns else {}
-        said = await client.chat.completions.create(model="scripted", messages=messages, temperature=1.0, top_p=1.0, **beside)
+        said = await client.chat.completions.create(
+            model="scripted", messages=messages, temperature=1.0, top_p=1.0, **beside
+        )
         calls += 1
         spoken = said.choices[0].message
         messages.append(spoken.model_dump(exclude_none=True))

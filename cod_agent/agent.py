@@ -79,14 +79,20 @@ class CoDAgent:
         self._owns_model = isinstance(model, str)
         self._owns_memory = not isinstance(memory, Memory)
         self.memory = memory if isinstance(memory, Memory) else Memory.open(memory)
-        self._ways = Ways(self.memory, self._model, solver, tuple(tools), prompts, max_context, updates, redact, on_doubt)
+        self._ways = Ways(
+            self.memory, self._model, solver, tuple(tools), prompts, max_context, updates, redact, on_doubt
+        )
         self._runs: dict[str, runs.Run] = {}
         self._current: str | None = None
 
     # ---- living ----
 
     async def run(
-        self, tasks: Pack | Iterable[Task] | AsyncIterable[Task], *, run: str | None = None, fork: tuple[str, int] | None = None
+        self,
+        tasks: Pack | Iterable[Task] | AsyncIterable[Task],
+        *,
+        run: str | None = None,
+        fork: tuple[str, int] | None = None,
     ) -> AsyncIterator[Outcome]:
         """Live through a sequence of tasks, yielding an outcome for each.
 
@@ -105,7 +111,11 @@ class CoDAgent:
             yield outcome
 
     async def stream(
-        self, tasks: Pack | Iterable[Task] | AsyncIterable[Task], *, run: str | None = None, fork: tuple[str, int] | None = None
+        self,
+        tasks: Pack | Iterable[Task] | AsyncIterable[Task],
+        *,
+        run: str | None = None,
+        fork: tuple[str, int] | None = None,
     ) -> AsyncIterator[Event]:
         """`run`, with everything that happens on the way as typed events (`cod_agent.events`)."""
         happened: asyncio.Queue[Event | BaseException | None] = asyncio.Queue()
@@ -147,7 +157,9 @@ class CoDAgent:
         async with self._lock(run), self._renewed(opened):
             await self._make_up(opened)
             left = await self.memory.read(lambda conn: read.in_state(conn, opened, "open"))
-            following = left[0].position if left else await self.memory.read(lambda conn: runs.next_position(conn, opened.id))
+            following = (
+                left[0].position if left else await self.memory.read(lambda conn: runs.next_position(conn, opened.id))
+            )
             if position is not None and position > following:
                 raise UsageError(f"run {run!r} has not come to position {position} yet: the next one is {following}")
             return await self._lifecycle(opened).live(following if position is None else position, task)
@@ -175,7 +187,9 @@ class CoDAgent:
         async with self._lock(run), self._renewed(opened):
             known = await self.memory.read(lambda conn: read.position(conn, opened, position))
             if known.state == "open":
-                raise UsageError(f"position {position} of run {run!r} is not solved yet: feedback comes after the answer")
+                raise UsageError(
+                    f"position {position} of run {run!r} is not solved yet: feedback comes after the answer"
+                )
             if known.state == "solved":
                 await self.memory.write(lambda conn: runs.judged(conn, opened, known, said))
             elif known.feedback is None or known.feedback.model_dump_json() != said.model_dump_json():
@@ -275,19 +289,27 @@ class CoDAgent:
     async def __aenter__(self) -> CoDAgent:
         return self
 
-    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         await self.aclose()
 
     def __enter__(self) -> CoDAgent:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close()
 
     # ---- inside ----
 
     async def _live(
-        self, tasks: Pack | Iterable[Task] | AsyncIterable[Task], name: str | None, fork: tuple[str, int] | None, emit: Emit | None
+        self,
+        tasks: Pack | Iterable[Task] | AsyncIterable[Task],
+        name: str | None,
+        fork: tuple[str, int] | None,
+        emit: Emit | None,
     ) -> AsyncIterator[Outcome]:
         pack = tasks if isinstance(tasks, Pack) else None
         environment = pack.environment if pack else self.environment
@@ -356,14 +378,18 @@ class CoDAgent:
         finally:
             renewing.cancel()
 
-    def _lifecycle(self, opened: runs.Run, environment: Environment | None = None, emit: Emit | None = None) -> Lifecycle:
+    def _lifecycle(
+        self, opened: runs.Run, environment: Environment | None = None, emit: Emit | None = None
+    ) -> Lifecycle:
         return Lifecycle(self._ways, opened, environment or self.environment, emit)
 
 
 def _fitting(opened: runs.Run, pack: Pack | None) -> runs.Run:
     if pack is not None and opened.length != len(pack):
         began = "without an end" if opened.length is None else f"as a pack of {opened.length} tasks"
-        raise TaskMismatch(f"run {opened.name!r} was begun {began}, not {len(pack)}: give the same pack, or name another run")
+        raise TaskMismatch(
+            f"run {opened.name!r} was begun {began}, not {len(pack)}: give the same pack, or name another run"
+        )
     return opened
 
 

@@ -169,8 +169,8 @@ _SOLVE = (
 )
 
 _UPDATE = f"""You learn across tasks. An agent lives in one environment and solves a sequence of different but related tasks \
-there; something about the environment is hidden and the same (or slowly changing) for all of them. After each task you rewrite the short note that the agent \
-will be given with its next task.
+there; something about the environment is hidden and the same (or slowly changing) for all of them. \
+After each task you rewrite the short note that the agent will be given with its next task.
 
 Read the note before this task, what happened, the reward and the feedback. Then:
 - keep what is still useful, correct or drop what proved wrong, add what this task taught;

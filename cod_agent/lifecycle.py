@@ -182,7 +182,9 @@ class Lifecycle:
             return
         origins = sorted({part.origin for said in messages for part in said.parts} - {"framework"})
         sources = [{"position": position, "version": due.before.version, "origins": origins}]
-        written = await ways.memory.write(lambda conn: runs.updated(conn, self.run, known, due.episode_id, body, sources))
+        written = await ways.memory.write(
+            lambda conn: runs.updated(conn, self.run, known, due.episode_id, body, sources)
+        )
         self._tell(ContextWritten(self.run.name, position, written.body, written.version))
 
     # ---- both ----
@@ -190,7 +192,9 @@ class Lifecycle:
     def _asking(self, kind: Literal["solve", "update"], position: int) -> Callable[[Sequence[Message]], Any]:
         async def ask(messages: Sequence[Message]) -> Completion:
             if self.ways.model is None:
-                raise UsageError("this agent has no model to ask: give CoDAgent(model=...), or updates=False with a solver of your own")
+                raise UsageError(
+                    "this agent has no model to ask: give CoDAgent(model=...), or updates=False with a solver of your own"
+                )
             on_delta = None if self.emit is None else lambda text: self._tell(Delta(self.run.name, position, text))
             completion = await self.ways.model.complete(messages, on_delta=on_delta)
             self._tell(Answered(self.run.name, position, kind, completion.text))

@@ -149,7 +149,10 @@ async def test_every_episode_knows_the_context_it_started_from(path: Path) -> No
             "SELECT e.position, e.kind, c.version FROM episodes e JOIN contexts c ON c.id = e.context_id ORDER BY e.id"
         )
         assert table(agent, query) == [(0, "solve", 0), (0, "update", 0), (1, "solve", 1), (1, "update", 1)]
-        query = "SELECT c.version, p.version, e.position, e.kind FROM contexts c JOIN contexts p ON p.id = c.parent_id JOIN episodes e ON e.id = c.episode_id"
+        query = (
+            "SELECT c.version, p.version, e.position, e.kind FROM contexts c "
+            "JOIN contexts p ON p.id = c.parent_id JOIN episodes e ON e.id = c.episode_id"
+        )
         assert table(agent, query) == [(1, 0, 0, "update"), (2, 1, 1, "update")]
 
 
@@ -345,7 +348,10 @@ async def test_a_fork_begins_with_the_version_it_names(path: Path) -> None:
         await lived(agent, TASKS[:3])
         (first, *_) = await lived(agent, TASKS[:1], run="branch", fork=("life", 1))
         assert "note 4" in model.seen[-4]
-        origin = "SELECT p.version, pr.name FROM contexts c JOIN runs r ON r.id = c.run_id JOIN contexts p ON p.id = c.parent_id JOIN runs pr ON pr.id = p.run_id"
+        origin = (
+            "SELECT p.version, pr.name FROM contexts c JOIN runs r ON r.id = c.run_id "
+            "JOIN contexts p ON p.id = c.parent_id JOIN runs pr ON pr.id = p.run_id"
+        )
         assert table(agent, f"{origin} WHERE r.name = 'branch' AND c.version = 0") == [(1, "life")]
         assert first.version == 1
         with pytest.raises(UnknownName, match="no context version 9"):

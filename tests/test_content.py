@@ -1,4 +1,5 @@
-"""What is stored once and given back exactly: token ids and log-probabilities, messages, requests byte for byte, and how many bytes it takes."""
+"""What is stored once and given back exactly: token ids and log-probabilities, messages, requests byte for byte, and how
+many bytes it takes."""
 
 from __future__ import annotations
 
@@ -262,7 +263,8 @@ anything = st.recursive(
 )
 answers = st.fixed_dictionaries(
     {"choices": st.lists(st.fixed_dictionaries({"message": anything | st.fixed_dictionaries({"content": anything})}, optional={
-        "delta": anything, "token_ids": anything, "logprobs": anything | st.fixed_dictionaries({"content": anything}), "finish_reason": anything, "index": anything,
+        "delta": anything, "token_ids": anything, 
+        "logprobs": anything | st.fixed_dictionaries({"content": anything}), "finish_reason": anything, "index": anything,
     }), min_size=1, max_size=2)},
     optional={"prompt_token_ids": anything, "usage": anything, "model": anything},
 )  # fmt: skip
@@ -293,7 +295,8 @@ def test_an_answer_made_a_stream_reads_the_same() -> None:
     body = {
         "id": "1", "model": "m", "prompt_token_ids": [1, 2], "usage": {"prompt_tokens": 2, "completion_tokens": 2},
         "choices": [{"index": 0, "finish_reason": "tool_calls", "token_ids": [3, 4], "message": {
-            "role": "assistant", "content": "é", "tool_calls": [{"id": "c", "type": "function", "function": {"name": "f", "arguments": "{}"}}],
+            "role": "assistant", "content": "é",
+            "tool_calls": [{"id": "c", "type": "function", "function": {"name": "f", "arguments": "{}"}}],
         }, "logprobs": {"content": [{"token": "a", "logprob": -1.0}, {"token": "b", "logprob": -2.0}]}}],
     }  # fmt: skip
     whole = read_answer("application/json", json.dumps(body).encode())

@@ -457,7 +457,7 @@ async def test_a_redaction_is_applied_before_sending_and_storing(
                 deltas.append(repr(event))
             for position in range(2):
                 outcome = await agent.feedback(position, 1.0, "well done, hunter2")
-            assert outcome.context == "the password is [SECRET]" and "[SECRET] it is [SECRET]" == outcome.answer
+            assert outcome.context == "the password is [SECRET]" and outcome.answer == "[SECRET] it is [SECRET]"
     await model.aclose()
     assert seen and not [text for text in [*seen, *deltas] if "hunter2" in text]
     assert not [body for body in server.bodies if b"hunter2" in body] and server.count == 4

@@ -27,7 +27,9 @@ class Answer:
     @property
     def message(self) -> dict[str, Any]:
         """The assistant's message without what is null or empty: as a client would send it back."""
-        return {k: v for k, v in self.body["choices"][0]["message"].items() if v is not None and v != [] or k == "content"}
+        return {
+            k: v for k, v in self.body["choices"][0]["message"].items() if v is not None and v != [] or k == "content"
+        }
 
     def envelope(self, lean: bool) -> dict[str, Any]:
         """The body without what has a column of its own.
@@ -57,7 +59,9 @@ def read_answer(content_type: str, raw: bytes) -> Answer:
     except ValueError as error:
         raise ModelGarbled(f"the endpoint answered with something that is not JSON: {_excerpt(raw)}") from error
     except (TypeError, AttributeError, KeyError, OverflowError, RecursionError) as error:
-        raise ModelGarbled(f"the endpoint's answer is no chat completion (fields of a wrong type): {_excerpt(raw)}") from error
+        raise ModelGarbled(
+            f"the endpoint's answer is no chat completion (fields of a wrong type): {_excerpt(raw)}"
+        ) from error
 
 
 def _read(streamed: bool, raw: bytes) -> Answer:
@@ -95,7 +99,9 @@ def read_token_fields(body: dict[str, Any]) -> tuple[Tokens | None, str]:
     prompt: Any = body.get("prompt_token_ids")
     sampled: Any = first.get("token_ids")
     entries: Any = (first.get("logprobs") or {}).get("content")
-    missing = [n for n, v in (("prompt ids", prompt), ("sampled ids", sampled), ("log-probabilities", entries)) if v is None]
+    missing = [
+        n for n, v in (("prompt ids", prompt), ("sampled ids", sampled), ("log-probabilities", entries)) if v is None
+    ]
     if missing:
         return None, f"the server gave no {', no '.join(missing)}"
     try:
@@ -140,7 +146,11 @@ def fold(events: Iterator[dict[str, Any]]) -> dict[str, Any]:
                 entries = choice.setdefault("logprobs", {"content": []})["content"]
                 entries += piece["logprobs"].get("content") or []
             choice.update(
-                {k: v for k, v in piece.items() if k not in ("delta", "index", "token_ids", "logprobs") and v is not None}
+                {
+                    k: v
+                    for k, v in piece.items()
+                    if k not in ("delta", "index", "token_ids", "logprobs") and v is not None
+                }
             )
     for choice in choices.values():
         choice["message"].setdefault("content", None)

@@ -123,7 +123,9 @@ class Boundary(Sequence[Callable[..., Any]]):
             ModelError: the model did not answer.
         """
         if self._exchange is None:
-            raise UsageError("this agent has no model that takes tools: give CoDAgent(model='openai:NAME'), or a solver with its own")
+            raise UsageError(
+                "this agent has no model that takes tools: give CoDAgent(model='openai:NAME'), or a solver with its own"
+            )
         return await self._exchange(messages, origins, **beside)
 
     async def _step(self, answer: str | None) -> Observation:

@@ -101,9 +101,10 @@ class FinishedCall:
 
 _COLUMNS = (
     "episode_id request occurrence head_id prompt_id style answer_id envelope envelope_crc finish_reason model weights "
-    "prompt_base_id prompt_shared prompt_ids sampled_ids logprobs on_policy inexact prompt_tokens sampled_tokens hash started seconds"
-).split()
-_INSERT = f"INSERT INTO calls ({', '.join(_COLUMNS)}) VALUES ({', '.join(':' + name for name in _COLUMNS)})"
+    "prompt_base_id prompt_shared prompt_ids sampled_ids logprobs on_policy inexact prompt_tokens sampled_tokens hash "
+    "started seconds"
+)
+_INSERT = f"INSERT INTO calls ({_COLUMNS.replace(' ', ', ')}) VALUES (:{_COLUMNS.replace(' ', ', :')})"
 
 
 def read_call(conn: sqlite3.Connection, row: dict[str, Any]) -> Answer:

@@ -178,7 +178,9 @@ class Episode:
         if self.stopped is not None:
             raise self.stopped
         if left := self.unused():
-            raise ReplayDiverged(f"episode {self.id}: the program ended, but {left} recorded answers were never asked for: it changed since")
+            raise ReplayDiverged(
+                f"episode {self.id}: the program ended, but {left} recorded answers were never asked for: it changed since"
+            )
 
     def commit(self, job: Job[T]) -> Job[T]:
         """`job` with the steps that wait to ride along, for one transaction."""
@@ -256,7 +258,13 @@ class Episode:
     # ---- effects: tools and the environment ----
 
     async def effect(
-        self, kind: str, name: str, arguments: Any, do: Callable[[int], Awaitable[tuple[Any, Any]]], *, may_repeat: bool = False
+        self,
+        kind: str,
+        name: str,
+        arguments: Any,
+        do: Callable[[int], Awaitable[tuple[Any, Any]]],
+        *,
+        may_repeat: bool = False,
     ) -> tuple[Any, Any, bool]:
         """(result, snapshot, was it recorded) of a tool call or a step; `do`, told which of several equal ones
         it is, gives (result, snapshot), both JSON values.
@@ -290,7 +298,9 @@ class Episode:
         """Whether this very run of a tool was started and never finished."""
 
         def read(conn: sqlite3.Connection) -> bool:
-            started = "SELECT 1 FROM attempts WHERE episode_id = ? AND request = ? AND occurrence = ? AND state = 'started'"
+            started = (
+                "SELECT 1 FROM attempts WHERE episode_id = ? AND request = ? AND occurrence = ? AND state = 'started'"
+            )
             return conn.execute(started, (self.id, key, occurrence)).fetchone() is not None
 
         return await self.memory.read(read)
@@ -316,7 +326,15 @@ class Episode:
         return value_hash([*self._life, self.id, key.hex(), occurrence])[:32]
 
     def _effect(
-        self, kind: str, name: str, key: bytes, occurrence: int, arguments: Any, result: Any, snapshot: Any, started: float
+        self,
+        kind: str,
+        name: str,
+        key: bytes,
+        occurrence: int,
+        arguments: Any,
+        result: Any,
+        snapshot: Any,
+        started: float,
     ) -> Job[None]:
         said = compact(result)
         kept = None if snapshot is None else compact(snapshot)

@@ -73,7 +73,9 @@ def transport_to(url: str) -> Any:
         proxy = None
     # Reading the certificates takes 50 ms, which plain HTTP has no use for.
     verify = address.scheme == "https" or proxy is not None
-    return module.AsyncHTTPTransport(proxy=proxy, verify=verify, limits=module.Limits(max_connections=1000, max_keepalive_connections=100))
+    return module.AsyncHTTPTransport(
+        proxy=proxy, verify=verify, limits=module.Limits(max_connections=1000, max_keepalive_connections=100)
+    )
 
 
 def recording_client(**options: Any) -> Any:
@@ -92,7 +94,10 @@ def recording_client(**options: Any) -> Any:
         if scheme in ("http", "https", "all")
     }
     if mounts:
-        hosts = [h.strip().lstrip(".") for h in proxies.get("no", "").split(",") if h.strip()] + ["localhost", "127.0.0.1"]
+        hosts = [h.strip().lstrip(".") for h in proxies.get("no", "").split(",") if h.strip()] + [
+            "localhost",
+            "127.0.0.1",
+        ]
         mounts |= {f"all://{host}": plain for host in hosts if host != "*"}
     return module.AsyncClient(transport=plain, mounts=mounts, **options)
 
@@ -230,7 +235,9 @@ class _Call:
         came = answer
         if self.episode is not None:
             policy = answer.completion.tokens is not None and on_policy(request.params, default_top_k=None)
-            answer = await self.episode.record(request, answer, self.started, on_policy=policy, lean=self.prepared is not None)
+            answer = await self.episode.record(
+                request, answer, self.started, on_policy=policy, lean=self.prepared is not None
+            )
         if self.prepared is not None:
             self.prepared.answer = answer
             if self.prepared.on_delta is not None and self.episode is not None and self.episode.redact is not None:
@@ -297,7 +304,11 @@ _END = re.compile(rb'"finish_reason": ?"')
 
 
 def _happened(error: BaseException) -> str:
-    return "no answer: the program stopped waiting" if isinstance(error, asyncio.CancelledError) else f"{type(error).__name__}: {error}"
+    return (
+        "no answer: the program stopped waiting"
+        if isinstance(error, asyncio.CancelledError)
+        else f"{type(error).__name__}: {error}"
+    )
 
 
 def _without_key(http_request: Any, raw: bytes) -> bytes:

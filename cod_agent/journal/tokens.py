@@ -15,7 +15,9 @@ from cod_agent.journal.episode import current_episode
 Sampler = Callable[[Sequence[Message]], Awaitable[Completion]]
 
 
-async def record_completion(model: str, messages: Sequence[Message], params: dict[str, Any], sample: Sampler) -> Completion:
+async def record_completion(
+    model: str, messages: Sequence[Message], params: dict[str, Any], sample: Sampler
+) -> Completion:
     """The recorded answer of this call, or what `sample` answers, recorded; without an episode around, just that.
 
     Args:
@@ -42,7 +44,9 @@ async def record_completion(model: str, messages: Sequence[Message], params: dic
         except ModelError as error:
             await episode.failed("call", request.key, request.occurrence, started, f"{type(error).__name__}: {error}")
             raise
-        answer = await episode.record(request, _wrap(completion), started, on_policy=_untouched(params, completion), lean=True)
+        answer = await episode.record(
+            request, _wrap(completion), started, on_policy=_untouched(params, completion), lean=True
+        )
         return answer.completion
     except BaseException:
         episode.give_back(request.key, request.occurrence)

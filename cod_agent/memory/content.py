@@ -1,7 +1,7 @@
 """Content stored once: conversations as trees of messages, token ids by shared prefix, requests rebuilt from their parts.
 
-A message row is a node: its hash covers its own text, where that came from, and its parent's hash, so that a conversation is named by its last
-node and the 200th request of an episode adds one or two rows. A request is a head (everything but the messages) and a
+A message row is a node: its hash covers its own text, where that came from, and its parent's hash, so that a conversation
+is named by its last node and the 200th request of an episode adds one or two rows. A request is a head (everything but the messages) and a
 node. Token ids are int32, log-probabilities float32, little-endian; ids are compressed with zlib, all their lowest bytes first.
 """
 

@@ -60,7 +60,9 @@ def translate(error: sqlite3.Error, path: str) -> CodError:
             f"{path} cannot be written ({said}): free space or mend its permissions, then resume; what was recorded is safe"
         )
     if any(word in said for word in ("not a database", "malformed", "encrypted")):
-        return NotADatabase(f"{path} is not a run database, or is damaged ({said}): check the path, or restore a backup")
+        return NotADatabase(
+            f"{path} is not a run database, or is damaged ({said}): check the path, or restore a backup"
+        )
     return StoreError(f"{path}: {said}")
 
 
@@ -95,7 +97,9 @@ class Memory:
         except sqlite3.Error as error:
             raise translate(error, self.path) from error
         except OSError as error:
-            raise StoreFull(f"{self.path} cannot be opened ({error}): choose another place, or mend its permissions") from error
+            raise StoreFull(
+                f"{self.path} cannot be opened ({error}): choose another place, or mend its permissions"
+            ) from error
 
     @classmethod
     def open(cls, path: str | Path, *, durable: bool = True) -> Memory:

@@ -1,6 +1,7 @@
 """The hashes of the record: what is hashed, in which form. `cod verify` recomputes every one of them.
 
-Everything is SHA-256 over canonical JSON (sorted keys, no spaces, UTF-8) or over bytes; rows are named by its first half. Chains run over hashes, not over
+Everything is SHA-256 over canonical JSON (sorted keys, no spaces, UTF-8) or over bytes; rows are named by its first half.
+Chains run over hashes, not over
 content, so that content can be pruned and leave a tombstone that still verifies.
 """
 

@@ -66,7 +66,9 @@ def hold(conn: sqlite3.Connection, run_id: int) -> None:
     """
     row = conn.execute("SELECT owner, expires FROM leases WHERE run_id = ?", (run_id,)).fetchone()
     if row is None or row[0] != owner():
-        raise RunLeased("this process was silent for so long that another one took over its run; nothing was overwritten")
+        raise RunLeased(
+            "this process was silent for so long that another one took over its run; nothing was overwritten"
+        )
     if row[1] - time.time() < SECONDS / 2:
         conn.execute("UPDATE leases SET expires = ? WHERE run_id = ?", (time.time() + SECONDS, run_id))
 

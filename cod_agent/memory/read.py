@@ -16,13 +16,17 @@ def position(conn: sqlite3.Connection, run: Run, at: int) -> Lived:
     """Raises: UnknownName."""
     known = runs.lived(conn, run.id, at)
     if known is None:
-        raise UnknownName(f"run {run.name!r} of agent {run.agent!r} has no position {at}: it has lived {runs.next_position(conn, run.id)}")
+        raise UnknownName(
+            f"run {run.name!r} of agent {run.agent!r} has no position {at}: it has lived {runs.next_position(conn, run.id)}"
+        )
     return known
 
 
 def in_state(conn: sqlite3.Connection, run: Run, state: str) -> list[Lived]:
     """The positions of a run that stand in a state, in order."""
-    rows = conn.execute("SELECT position FROM tasks WHERE run_id = ? AND state = ? ORDER BY position", (run.id, state)).fetchall()
+    rows = conn.execute(
+        "SELECT position FROM tasks WHERE run_id = ? AND state = ? ORDER BY position", (run.id, state)
+    ).fetchall()
     return [position(conn, run, row[0]) for row in rows]
 
 
@@ -64,7 +68,9 @@ def trajectory(conn: sqlite3.Connection, episode_id: int, known: Lived) -> Traje
     """What a solve episode said and saw, from its record."""
     first: Observation | None = None
     turns: list[Turn] = []
-    rows = conn.execute("SELECT kind, name, arguments, result FROM steps WHERE episode_id = ? ORDER BY id", (episode_id,))
+    rows = conn.execute(
+        "SELECT kind, name, arguments, result FROM steps WHERE episode_id = ? ORDER BY id", (episode_id,)
+    )
     for kind, name, arguments, result in rows:
         said = json.loads(result)
         if kind == "tool":
@@ -96,7 +102,8 @@ def outcome(conn: sqlite3.Connection, run: Run, at: int) -> Outcome:
         before = runs.context(conn, int(known.context_id or 0))
         written = (before.version, before.body)
     calls = conn.execute(
-        "SELECT count(*) FROM calls c JOIN episodes e ON e.id = c.episode_id WHERE e.run_id = ? AND e.position = ?", (run.id, at)
+        "SELECT count(*) FROM calls c JOIN episodes e ON e.id = c.episode_id WHERE e.run_id = ? AND e.position = ?",
+        (run.id, at),
     ).fetchone()[0]
     return Outcome(
         run=run.name,

@@ -73,8 +73,14 @@ def open_run(
     """The run of that name, made if it is new, with its lease taken. `start`: the context (row id) a new run begins with."""
     row = conn.execute("SELECT id, length FROM runs WHERE agent = ? AND name = ?", (agent, name)).fetchone()
     if row is not None:
-        if start is not None and conn.execute("SELECT 1 FROM contexts WHERE run_id = ? AND parent_id = ?", (row[0], start)).fetchone() is None:
-            raise UsageError(f"run {name!r} of agent {agent!r} exists and did not begin with that version: name another run for the fork")
+        if (
+            start is not None
+            and conn.execute("SELECT 1 FROM contexts WHERE run_id = ? AND parent_id = ?", (row[0], start)).fetchone()
+            is None
+        ):
+            raise UsageError(
+                f"run {name!r} of agent {agent!r} exists and did not begin with that version: name another run for the fork"
+            )
         lease.take(conn, row[0], agent, name)
         return Run(row[0], agent, name, row[1])
     said = {"agent": agent, "run": name, "environment": environment, "pack": pack, "length": length}
@@ -87,7 +93,8 @@ def open_run(
     body, origin = "", None
     if start is not None:
         body, *origin = conn.execute(
-            "SELECT c.body, r.agent, r.name, c.version FROM contexts c JOIN runs r ON r.id = c.run_id WHERE c.id = ?", (start,)
+            "SELECT c.body, r.agent, r.name, c.version FROM contexts c JOIN runs r ON r.id = c.run_id WHERE c.id = ?",
+            (start,),
         ).fetchone()
     conn.execute(
         "INSERT INTO contexts (run_id, version, parent_id, body, hash, sources, created) VALUES (?, 0, ?, ?, ?, '[]', ?)",
@@ -102,14 +109,18 @@ def find_run(conn: sqlite3.Connection, agent: str, name: str) -> Run:
     """Raises: UnknownName."""
     row = conn.execute("SELECT id, length FROM runs WHERE agent = ? AND name = ?", (agent, name)).fetchone()
     if row is None:
-        known = [r[0] for r in conn.execute("SELECT name FROM runs WHERE agent = ? ORDER BY id DESC LIMIT 20", (agent,))]
+        known = [
+            r[0] for r in conn.execute("SELECT name FROM runs WHERE agent = ? ORDER BY id DESC LIMIT 20", (agent,))
+        ]
         raise UnknownName.among("run", name, known)
     return Run(row[0], agent, name, row[1])
 
 
 def commit(conn: sqlite3.Connection, run_id: int, what: str, position: int | None, said: dict[str, Any]) -> str:
     """Append a link to the run's chain; returns its hash."""
-    row = conn.execute("SELECT seq, chain FROM commits WHERE run_id = ? ORDER BY seq DESC LIMIT 1", (run_id,)).fetchone()
+    row = conn.execute(
+        "SELECT seq, chain FROM commits WHERE run_id = ? ORDER BY seq DESC LIMIT 1", (run_id,)
+    ).fetchone()
     seq, previous = (row[0] + 1, row[1]) if row else (0, "")
     entry = value_hash({"what": what, "position": position, **said})
     conn.execute(
@@ -143,11 +154,15 @@ def lived(conn: sqlite3.Connection, run_id: int, position: int) -> Lived | None:
     if row is None:
         return None
     feedback = Feedback.model_validate_json(row[5]) if row[5] else None
-    return Lived(row[0], row[1], Task.model_validate_json(row[2]), row[3], row[4] or "", feedback, row[6], row[7], row[8])
+    return Lived(
+        row[0], row[1], Task.model_validate_json(row[2]), row[3], row[4] or "", feedback, row[6], row[7], row[8]
+    )
 
 
 def next_position(conn: sqlite3.Connection, run_id: int) -> int:
-    return int(conn.execute("SELECT coalesce(max(position), -1) + 1 FROM tasks WHERE run_id = ?", (run_id,)).fetchone()[0])
+    return int(
+        conn.execute("SELECT coalesce(max(position), -1) + 1 FROM tasks WHERE run_id = ?", (run_id,)).fetchone()[0]
+    )
 
 
 def begin_task(conn: sqlite3.Connection, run: Run, position: int, task: Task) -> tuple[Lived, Context]:
@@ -208,7 +223,9 @@ def episode_digest(conn: sqlite3.Connection, episode_id: int) -> str:
     return digest(row[0] for row in rows)
 
 
-def solved(conn: sqlite3.Connection, run: Run, known: Lived, answer: str, *, state: str = "done", reason: str = "") -> None:
+def solved(
+    conn: sqlite3.Connection, run: Run, known: Lived, answer: str, *, state: str = "done", reason: str = ""
+) -> None:
     """open -> solved."""
     lease.hold(conn, run.id)
     made = end_episode(conn, int(known.solve_id or 0), state, reason)
@@ -243,11 +260,23 @@ def updated(
     made = end_episode(conn, episode_id, "done")
     parent = _started_from(conn, episode_id)
     version = latest_context(conn, run.id).version + 1
-    weights = conn.execute("SELECT weights FROM calls WHERE episode_id = ? ORDER BY id DESC LIMIT 1", (episode_id,)).fetchone()
+    weights = conn.execute(
+        "SELECT weights FROM calls WHERE episode_id = ? ORDER BY id DESC LIMIT 1", (episode_id,)
+    ).fetchone()
     new_id = conn.execute(
         "INSERT INTO contexts (run_id, version, parent_id, episode_id, body, hash, weights, sources, created) "
         "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
-        (run.id, version, parent.id, episode_id, body, text_hash(body), weights[0] if weights else "", canonical(sources), time.time()),
+        (
+            run.id,
+            version,
+            parent.id,
+            episode_id,
+            body,
+            text_hash(body),
+            weights[0] if weights else "",
+            canonical(sources),
+            time.time(),
+        ),
     ).lastrowid
     conn.execute("UPDATE tasks SET state = 'updated' WHERE id = ?", (known.id,))
     said = {"episode": made, "from": [parent.version, parent.hash], "version": version, "context": text_hash(body)}

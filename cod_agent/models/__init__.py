@@ -70,11 +70,15 @@ def resolve(
     given = {"concurrency": concurrency, "timeout": timeout}
     options: dict[str, Any] = {key: value for key, value in given.items() if value is not None}
     if exact and prefix in ("litellm", "scripted"):
-        raise UsageError(f"--exact asks a server for token ids, which {prefix}:NAME has not: use openai:NAME, e.g. with vLLM")
+        raise UsageError(
+            f"--exact asks a server for token ids, which {prefix}:NAME has not: use openai:NAME, e.g. with vLLM"
+        )
     if prefix == "openai":
         from cod_agent.models.openai import OpenAIModel
 
-        return OpenAIModel(rest, sampling=sampling, base_url=base_url, api_key=api_key, stream=stream, exact=exact, **options)
+        return OpenAIModel(
+            rest, sampling=sampling, base_url=base_url, api_key=api_key, stream=stream, exact=exact, **options
+        )
     if prefix == "litellm":
         from cod_agent.models.litellm import LiteLLMModel
 

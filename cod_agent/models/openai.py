@@ -139,7 +139,9 @@ class OpenAIModel:
                 wait = await self._attempt(connection, call, body, last=not left)
                 if call.answer is not None:
                     return call.answer
-                await asyncio.sleep(min(8.0, 0.5 * 2 ** (self._retries - left)) * random.uniform(0.75, 1) if wait is None else wait)
+                await asyncio.sleep(
+                    min(8.0, 0.5 * 2 ** (self._retries - left)) * random.uniform(0.75, 1) if wait is None else wait
+                )
         raise ModelError("unreachable")  # pragma: no cover (the last attempt answers or raises)
 
     async def _attempt(self, connection: _Connection, call: Any, body: bytes, *, last: bool) -> float | None:
@@ -164,7 +166,9 @@ class OpenAIModel:
             )
         except module.HTTPError as error:
             said = str(error) or type(error).__name__
-            trouble = ModelUnreachable(f"cannot reach {where}: {said} {tried}; check the address and that the server runs, then resume")
+            trouble = ModelUnreachable(
+                f"cannot reach {where}: {said} {tried}; check the address and that the server runs, then resume"
+            )
         else:
             if response.status_code == 200:
                 return None

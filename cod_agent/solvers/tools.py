@@ -46,7 +46,9 @@ class ToolSolver:
             if spoken.get("tool_calls"):
                 results = await asyncio.gather(*(_call(kit, call) for call in spoken["tool_calls"]))
                 for call, result in zip(spoken["tool_calls"], results, strict=True):
-                    messages.append(_wire({"role": "tool", "tool_call_id": call.get("id", ""), "content": result}, "tool"))
+                    messages.append(
+                        _wire({"role": "tool", "tool_call_id": call.get("id", ""), "content": result}, "tool")
+                    )
                 rounds += 1
                 continue
             answer = str(spoken.get("content") or "")
