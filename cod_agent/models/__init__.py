@@ -97,22 +97,22 @@ _EXAMPLES = {
 
 
 def _shipped(name: str, sampling: Sampling, concurrency: int | None) -> Model:
-    from cod_agent.models.embedded import LlamaCppModel
+    from cod_agent.models.embedded import GgufModel
 
     if sampling.max_tokens is None:
         sampling = replace(sampling, max_tokens=LONGEST_POLICY_ANSWER)
     file = folder_of(name) / "model.gguf"
-    return LlamaCppModel(file, name=name, form="compact", sampling=sampling, parallel=concurrency or 32)
+    return GgufModel(file, name=name, form="compact", sampling=sampling, parallel=concurrency or 32)
 
 
 def _file(path: str, sampling: Sampling, concurrency: int | None) -> Model:
-    from cod_agent.models.embedded import LlamaCppModel
+    from cod_agent.models.embedded import GgufModel
     from cod_agent.models.gguf import read_metadata
 
     file = Path(path).expanduser()
     # Written by this project's exporter; no other model speaks the compact form.
     form: Form = "compact" if read_metadata(file).get("cod.form") == "compact" else "natural"
-    return LlamaCppModel(file, name=f"gguf:{path}", form=form, sampling=sampling, parallel=concurrency or 32)
+    return GgufModel(file, name=f"gguf:{path}", form=form, sampling=sampling, parallel=concurrency or 32)
 
 
 def _player(name: str, player: str, world: Environment | None, sampling: Sampling) -> Model:

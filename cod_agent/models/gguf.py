@@ -1,21 +1,30 @@
-"""The head of a GGUF file: what a model file says about itself, read without loading it.
+"""GGUF files: what a model file says about itself, read without loading it, and the weights of one that holds plain floats.
 
-Long arrays (large vocabularies, merges) are stepped over. Source: the GGUF specification, versions 2 and 3,
+Of the head, long arrays (large vocabularies, merges) are stepped over. Source: the GGUF specification, versions 2 and 3,
 little-endian.
 """
 
 from __future__ import annotations
 
 import hashlib
+import math
 import struct
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
 
 from cod_agent.errors import UsageError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+T = TypeVar("T")
 
 _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 _STRING, _ARRAY = 8, 9
 _ALL_F32 = 0
+_F32 = 0
 LONGEST_ARRAY = 4096
 """Elements; what is longer is not kept."""
 
@@ -30,12 +39,25 @@ def read_metadata(path: Path) -> dict[str, Any]:
     Raises:
         UsageError: no such file, not a GGUF file, or a damaged one.
     """
+    return _read(path, lambda file, size: _head(file, size)[0])
+
+
+def read_tensors(path: Path) -> dict[str, NDArray[np.float32]]:
+    """The weights of a file whose tensors are all 32-bit floats, by name; rows as they are multiplied (outputs first).
+
+    Raises:
+        UsageError: as `read_metadata`, or a tensor is of another kind.
+    """
+    return _read(path, _tensors)
+
+
+def _read(path: Path, read: Callable[[BinaryIO, int], T]) -> T:
     try:
         with path.open("rb") as file:
             size = path.stat().st_size
             if file.read(4) != b"GGUF":
                 raise UsageError(f"{path} is not a GGUF model file: it does not start with 'GGUF'")
-            return _head(file, size)
+            return read(file, size)
     except FileNotFoundError:
         raise UsageError(f"no model file {path}: give the path of a GGUF file") from None
     except (_Damaged, UnicodeDecodeError):
@@ -55,8 +77,9 @@ def fingerprint(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()[:16]
 
 
-def _head(file: BinaryIO, size: int) -> dict[str, Any]:
-    version, _tensors, entries = struct.unpack("<IQQ", _take(file, 20, size))
+def _head(file: BinaryIO, size: int) -> tuple[dict[str, Any], int]:
+    """The metadata and the number of tensors."""
+    version, tensors, entries = struct.unpack("<IQQ", _take(file, 20, size))
     if version not in (2, 3):
         raise UsageError(f"GGUF version {version} of {file.name} is not supported: convert it to version 3")
     out: dict[str, Any] = {}
@@ -65,6 +88,28 @@ def _head(file: BinaryIO, size: int) -> dict[str, Any]:
         value = _value(file, _number(file, "I", size), size)
         if value is not None:
             out[key] = value
+    return out, tensors
+
+
+def _tensors(file: BinaryIO, size: int) -> dict[str, NDArray[np.float32]]:
+    import numpy as np
+
+    metadata, count = _head(file, size)
+    places: dict[str, tuple[tuple[int, ...], int]] = {}
+    for _ in range(count):
+        name = _string(file, size)
+        shape = struct.unpack(f"<{(rank := _number(file, 'I', size))}Q", _take(file, 8 * rank, size))
+        kind, offset = struct.unpack("<IQ", _take(file, 12, size))
+        if kind != _F32:
+            raise UsageError(f"tensor {name} of {file.name} holds no 32-bit floats")
+        places[name] = (shape[::-1], offset)
+    step = int(metadata.get("general.alignment", 32))
+    start = -(-file.tell() // step) * step
+    out = {}
+    for name, (shape, offset) in places.items():
+        file.seek(start + offset)
+        raw = _take(file, 4 * math.prod(shape), size)
+        out[name] = np.frombuffer(raw, "<f4").astype(np.float32).reshape(shape)
     return out
 
 

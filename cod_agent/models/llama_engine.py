@@ -37,7 +37,7 @@ class Engine:
     """A loaded model.
 
     Raises:
-        MissingExtra, UsageError: see `LlamaCppModel`.
+        MissingExtra, UsageError: see `GgufModel`.
     """
 
     def __init__(
