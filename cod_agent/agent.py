@@ -153,6 +153,7 @@ class CoDAgent:
             UsageError: the position is further than the next one.
             TaskMismatch: the unfinished task is another one: solve that first, or `abandon` it.
         """
+        self._understood(self.environment)
         opened = await self._opened(run, None, None)
         async with self._lock(run), self._renewed(opened):
             await self._make_up(opened)
@@ -183,6 +184,8 @@ class CoDAgent:
         else:
             run, position = run or LIFE, outcome
         opened = await self._opened(run, None, None, must_exist=True)
+        if not isinstance(reward, float | int | None) or not isinstance(text, str):
+            raise UsageError(f"feedback is a number and words, not {reward!r} and {text!r}")
         said = Feedback(reward=reward, text=self._ways.redact(text) if self._ways.redact else text)
         async with self._lock(run), self._renewed(opened):
             known = await self.memory.read(lambda conn: read.position(conn, opened, position))
@@ -314,11 +317,14 @@ class CoDAgent:
         pack = tasks if isinstance(tasks, Pack) else None
         environment = pack.environment if pack else self.environment
         name = name or (pack.id if pack else LIFE)
+        self._understood(environment)
         opened = await self._opened(name, pack, environment, fork=fork)
         lifecycle = self._lifecycle(opened, environment, emit)
         async with self._renewed(opened):
             position = 0
             async for task in _each(tasks):
+                if not isinstance(task, Task):
+                    raise UsageError(f"a run is made of Tasks, not of {type(task).__name__} {task!r:.60}")
                 # Not held while the caller has the outcome: that is when it gives feedback.
                 async with self._lock(name):
                     outcome = await lifecycle.live(position, task)
@@ -377,6 +383,18 @@ class CoDAgent:
             yield
         finally:
             renewing.cancel()
+
+    def _understood(self, environment: Environment | None) -> None:
+        """Raises: UsageError, where a model that speaks the compact form only would be spoken to in sentences."""
+        speaks, talks = getattr(self._model, "form", "natural"), getattr(environment, "form", "natural")
+        if self._model is not None and speaks == "compact" != talks and self._ways.prompts is None:
+            where = (
+                f"{environment.name} talks in sentences here" if environment else "there is no environment that does"
+            )
+            raise UsageError(
+                f"the model {self._model.name} speaks the compact form only, and {where}: make the world with "
+                'form="compact", as FrozenLake("small", form="compact"), or choose a model that reads'
+            )
 
     def _lifecycle(
         self, opened: runs.Run, environment: Environment | None = None, emit: Emit | None = None

@@ -8,7 +8,7 @@ leaves the task where it stood, to be resumed.
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -217,7 +217,9 @@ def _judgement(tools: Boundary) -> Feedback | None:
 async def _solved(solver: Solver, task: Task, context: str, tools: Boundary) -> str:
     """The solver's answer. One that did not live the environment's episode to its end itself has its answer taken as a step."""
     try:
-        answer = str(await solver(task, context, tools))
+        given: Any = solver(task, context, tools)
+        given = await given if isinstance(given, Awaitable) else given
+        answer = "" if given is None else str(given)
         if tools.in_environment and not tools.aborted:
             seen = tools.last or await tools.observe()
             if not seen.done:

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, overload
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 if TYPE_CHECKING:
     from cod_agent.environments import Environment
@@ -30,6 +30,17 @@ class Task(BaseModel):
     """What the solver is told; in an environment, the rules that hold for the whole episode."""
     data: dict[str, Any] = Field(default_factory=dict)
     """Anything JSON can hold: what the environment needs to set the task up again after a crash."""
+
+    @field_validator("data")
+    @classmethod
+    def _is_json(cls, data: dict[str, Any]) -> dict[str, Any]:
+        try:
+            json.dumps(data)
+        except (TypeError, ValueError) as error:
+            raise ValueError(
+                f"a task's data must be what JSON can hold ({error}): it is stored with the task"
+            ) from None
+        return data
 
     @property
     def fingerprint(self) -> str:

@@ -548,3 +548,46 @@ async def test_two_agents_of_one_name_in_one_process_take_turns(tmp_path: Path) 
         outcomes = await asyncio.gather(*(agent.solve(task) for agent in (one, other) for task in TASKS))
     assert sorted(outcome.position for outcome in outcomes) == list(range(8)) and model.asked == 8
     memory.close()
+
+
+async def test_a_model_that_speaks_the_compact_form_is_not_spoken_to_in_sentences(tmp_path: Path) -> None:
+    lake = FrozenLake("small", seed=1)
+    players = resolve("scripted:perfect", world=FrozenLake("small", seed=1, form="compact"))
+    async with CoDAgent("a", model=players, memory=tmp_path / "a.db", environment=lake) as agent:
+        with pytest.raises(UsageError, match='form="compact"'):
+            [outcome async for outcome in agent.run(lake.pack(2))]
+        with pytest.raises(UsageError, match='form="compact"'):
+            await agent.solve(lake.pack(1)[0])
+
+
+async def test_a_plain_function_is_a_solver_and_none_is_no_answer(tmp_path: Path) -> None:
+    answers = iter(["as it is", None])
+    async with CoDAgent("a", memory=tmp_path / "a.db", solver=lambda *_: next(answers), updates=False) as agent:
+        assert [(await agent.solve(task)).answer for task in TASKS[:2]] == ["as it is", ""]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        (lambda agent: agent.feedback(0, "good"), "a number and words"),
+        (lambda agent: anext(agent.run(["a text"])), "made of Tasks"),
+        (lambda agent: anext(agent.run(TASKS, run="shown")), "not an Observation"),
+    ],
+)
+async def test_what_is_handed_over_wrongly_is_said_in_one_sentence(tmp_path: Path, wrong: Any, said: str) -> None:
+    class Talker:
+        name = "talker"
+
+        def start(self, task: Task) -> Any:
+            return self
+
+        def reset(self) -> Any:
+            return "just text"
+
+    async with CoDAgent("a", model=Counting(), memory=tmp_path / "a.db") as agent:
+        await agent.solve(TASKS[0])
+    async with CoDAgent("a", model=Counting(), memory=tmp_path / "a.db", environment=Talker()) as agent:
+        with pytest.raises(UsageError, match=said):
+            await wrong(agent)
+    with pytest.raises(ValueError, match="JSON"):
+        Task(id="x", data={"when": object()})

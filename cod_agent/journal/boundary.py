@@ -133,6 +133,11 @@ class Boundary(Sequence[Callable[..., Any]]):
             await self._catch_up()
             seen = await _awaited(self._session.reset() if answer is None else self._session.step(answer))
             kept = self._session.snapshot() if self._recovery == "snapshot" else None
+            if not isinstance(seen, Observation):
+                what = "reset()" if answer is None else "step()"
+                raise UsageError(
+                    f"the environment's {what} gave {type(seen).__name__} {seen!r:.60}, not an Observation"
+                )
             return pack_observation(seen), kept
 
         kind = "observe" if answer is None else "act"

@@ -168,6 +168,8 @@ class Memory:
 
     def _connect(self) -> sqlite3.Connection:
         Path(self.path).parent.mkdir(parents=True, exist_ok=True)
+        if Path(self.path).is_dir():
+            raise NotADatabase(f"{self.path} is a directory: name a file in it")
         if Path(self.path).is_file() and 0 < Path(self.path).stat().st_size < 512:
             # SQLite takes what is shorter than its smallest page for an empty file, and would overwrite it.
             raise sqlite3.DatabaseError("file is not a database")

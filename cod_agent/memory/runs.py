@@ -176,7 +176,7 @@ def begin_task(conn: sqlite3.Connection, run: Run, position: int, task: Task) ->
         if known.task.fingerprint != task.fingerprint:
             raise TaskMismatch(
                 f"position {position} of run {run.name!r} was lived with task {known.task.id!r}, not with this {task.id!r}: give "
-                "the tasks in the order they had, or start another run"
+                "the tasks in the order they had, start another run, or give up a task that stands unfinished with agent.abandon()"
             )
         if known.context_id is not None:
             return known, context(conn, known.context_id)

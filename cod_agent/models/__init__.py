@@ -120,7 +120,7 @@ def _player(name: str, player: str, world: Environment | None, sampling: Samplin
 
     players = getattr(world, "players", None)
     if not players:
-        where = "there is no world here" if world is None else f"{world.name} has none"
+        where = "no world is named (CoDAgent takes environment=...)" if world is None else f"{world.name} has none"
         raise UsageError(f"{name} is a player of a world, and {where}: choose another model, or a world with players")
     if player not in players:
         raise UnknownName.among("model", name, [f"scripted:{known}" for known in players])
