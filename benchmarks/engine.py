@@ -1,8 +1,8 @@
 """How fast the embedded policy answers: generated tokens a second over concurrent packs of frozen-lake:small.
-core.
 
     taskset -c 0 python benchmarks/engine.py            # through CoDAgent, every call recorded in a run database
     taskset -c 0 python benchmarks/engine.py --bare     # the same dialogue without agent and database
+    taskset -c 0 python benchmarks/engine.py --bare --llama-cpp     # computed by llama.cpp instead of numpy
 
 Prints one JSON object. Tokens are those the engine counts; the end of every turn is one of them.
 """
@@ -23,7 +23,9 @@ from pathlib import Path
 from cod_agent import CoDAgent, Memory
 from cod_agent.context import COMPACT, Message, Trajectory, Turn, UpdateRefused, message, parse_update
 from cod_agent.environments.frozen_lake import FrozenLake
-from cod_agent.models import Completion, Model, resolve
+from cod_agent.models import Completion, Model, Sampling, resolve
+from cod_agent.models.embedded import GgufModel
+from cod_agent.policies import folder_of
 from cod_agent.tasks import Pack
 
 
@@ -93,12 +95,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--model", default="embedded")
     parser.add_argument("--bare", action="store_true", help="without agent and database")
+    parser.add_argument("--llama-cpp", action="store_true", help="have llama.cpp compute what numpy would")
     parser.add_argument("--concurrent", type=int, default=32)
     parser.add_argument("--packs", type=int, default=128)
     parser.add_argument("--pack-size", type=int, default=4)
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
-    model = resolve(arguments.model, concurrency=arguments.concurrent)
+    model: Model = resolve(arguments.model, concurrency=arguments.concurrent)
+    if arguments.llama_cpp:
+        file = folder_of(arguments.model) / "model.gguf"
+        model.close()
+        model = GgufModel(
+            file, form="compact", sampling=Sampling(max_tokens=40), parallel=arguments.concurrent, small=False
+        )
     counted = Counted(model)
     with tempfile.TemporaryDirectory() as folder:
         memory = None if arguments.bare else Memory.open(Path(folder) / "runs.db")
