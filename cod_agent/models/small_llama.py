@@ -201,8 +201,8 @@ class SmallEngine:
                     waiting.append(asked)
             try:
                 fresh = [waiting.pop(0) for _ in range(min(len(waiting), len(self._free)))]
-                if fresh:
-                    under_way += self._sampled(fresh, self._prefill(fresh))
+                for group in self._seated(fresh):
+                    under_way += self._sampled(group, self._prefill(group))
                 if under_way:
                     under_way = self._sampled(under_way, self._decode(under_way))
             except Exception as error:  # the thread must outlive whatever one answer does to it
@@ -212,15 +212,25 @@ class SmallEngine:
                     self._give_back(answer)
                 under_way = []
 
-    def _prefill(self, fresh: list[_Answer]) -> Floats:
+    def _seated(self, fresh: list[_Answer]) -> list[list[_Answer]]:
+        """The answers with their slots, in groups of about as many tokens to read: padding is computed, too."""
         for answer in fresh:
             self._seat(answer)
-        counts = np.array([len(answer.prompt) - answer.held for answer in fresh])
-        tokens = np.zeros((len(fresh), counts.max()), np.int64)
-        for row, answer in enumerate(fresh):
+        groups: list[list[_Answer]] = []
+        for answer in sorted(fresh, key=_unread):
+            if groups and _unread(answer) <= 1.5 * _unread(groups[-1][0]) + 4:
+                groups[-1].append(answer)
+            else:
+                groups.append([answer])
+        return groups
+
+    def _prefill(self, group: list[_Answer]) -> Floats:
+        counts = np.array([_unread(answer) for answer in group])
+        tokens = np.zeros((len(group), counts.max()), np.int64)
+        for row, answer in enumerate(group):
             tokens[row, : counts[row]] = answer.prompt[answer.held :]
-        start = np.array([answer.held for answer in fresh])
-        return self._model.step(tokens, start, self._slots(fresh), counts - 1)
+        start = np.array([answer.held for answer in group])
+        return self._model.step(tokens, start, self._slots(group), counts - 1)
 
     def _seat(self, answer: _Answer) -> None:
         """Give an answer a free slot: the one that holds most of its prompt, or else the one that waits longest."""
@@ -259,6 +269,10 @@ class SmallEngine:
             # The last token drawn was never computed with.
             self._free.append((answer.slot, [*answer.prompt, *answer.sampled[:-1]]))
             answer.slot = -1
+
+
+def _unread(answer: _Answer) -> int:
+    return len(answer.prompt) - answer.held
 
 
 def draw(logprobs: Floats, sampling: Sampling, random: np.random.Generator) -> int:
