@@ -55,7 +55,7 @@ def test_importing_models_imports_no_engine() -> None:
         ("openai", UsageError, "openai:NAME"),
         ("openai:", UsageError, "openai:NAME"),
         ("gguf:no/such/file.gguf", UsageError, "no model file"),
-        ("scripted:perfect", UsageError, "there is no world"),
+        ("scripted:perfect", UsageError, "no world is named"),
     ],
 )
 def test_names_that_lead_nowhere_say_where_to_go(name: str, kind: type[CodError], says: str) -> None:
