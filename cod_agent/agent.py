@@ -30,6 +30,7 @@ from cod_agent.solvers.base import Solver
 from cod_agent.tasks import Feedback, Outcome, Pack, Task
 
 T = TypeVar("T")
+INFINITE = float("inf")
 LIFE = "life"
 """The run that tasks belong to when nothing else is said: an open-ended one."""
 
@@ -73,6 +74,8 @@ class CoDAgent:
         settings: dict[str, Any] | None = None,
         on_doubt: Callable[[str, Any], str] | None = None,
     ) -> None:
+        if not name:
+            raise UsageError("an agent needs a name: it is how its memory is found again")
         self.name, self.environment = name, environment
         self._settings = {"max_context": max_context, "updates": updates, **(settings or {})}
         self._model = _resolve(model, environment) if isinstance(model, str) else model
@@ -153,6 +156,8 @@ class CoDAgent:
             UsageError: the position is further than the next one.
             TaskMismatch: the unfinished task is another one: solve that first, or `abandon` it.
         """
+        if not isinstance(task, Task):
+            raise UsageError(f"what is solved is a Task, not {type(task).__name__} {task!r:.60}")
         self._understood(self.environment)
         opened = await self._opened(run, None, None)
         async with self._lock(run), self._renewed(opened):
@@ -184,8 +189,14 @@ class CoDAgent:
         else:
             run, position = run or LIFE, outcome
         opened = await self._opened(run, None, None, must_exist=True)
-        if not isinstance(reward, float | int | None) or not isinstance(text, str):
-            raise UsageError(f"feedback is a number and words, not {reward!r} and {text!r}")
+        if not isinstance(reward, float | int | None) or not isinstance(text, str) or reward in (INFINITE, -INFINITE):
+            raise UsageError(f"feedback is a finite number and words, not {reward!r} and {text!r}")
+        if reward is None and not text:
+            raise UsageError("feedback says something: a reward, words, or both; it is given once")
+        if self._model is None and self._ways.updates:
+            raise UsageError(
+                "an update follows feedback, and there is no model to write it: give CoDAgent(model=...) or updates=False"
+            )
         said = Feedback(reward=reward, text=self._ways.redact(text) if self._ways.redact else text)
         async with self._lock(run), self._renewed(opened):
             known = await self.memory.read(lambda conn: read.position(conn, opened, position))
@@ -385,7 +396,11 @@ class CoDAgent:
             renewing.cancel()
 
     def _understood(self, environment: Environment | None) -> None:
-        """Raises: UsageError, where a model that speaks the compact form only would be spoken to in sentences."""
+        """Raises: UsageError, where there is no model for the updates, or one that would not understand the environment."""
+        if self._model is None and self._ways.updates and environment is not None:
+            raise UsageError(
+                "this environment judges at once and an update follows: give CoDAgent(model=...) or updates=False"
+            )
         speaks, talks = getattr(self._model, "form", "natural"), getattr(environment, "form", "natural")
         if self._model is not None and speaks == "compact" != talks and self._ways.prompts is None:
             where = (

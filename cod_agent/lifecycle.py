@@ -197,6 +197,11 @@ class Lifecycle:
                 )
             on_delta = None if self.emit is None else lambda text: self._tell(Delta(self.run.name, position, text))
             completion = await self.ways.model.complete(messages, on_delta=on_delta)
+            if not isinstance(completion, Completion):
+                what = type(completion).__name__
+                raise UsageError(
+                    f"the model {self.ways.model.name} answered with {what}: complete() gives a Completion"
+                )
             self._tell(Answered(self.run.name, position, kind, completion.text))
             return completion
 

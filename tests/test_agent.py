@@ -13,7 +13,7 @@ import pytest
 import cod_agent
 from cod_agent import CoDAgent, Feedback, Memory, Message, Observation, Pack, Sampling, Task
 from cod_agent.environments import FrozenLake
-from cod_agent.errors import ModelError, ReplayDiverged, TaskMismatch, UnknownName, UsageError
+from cod_agent.errors import ModelError, NotADatabase, ReplayDiverged, StoreError, TaskMismatch, UnknownName, UsageError
 from cod_agent.events import Answered, ContextKept, ContextWritten, Judged, Observed, Solved, TaskBegun, TaskEnded
 from cod_agent.models import resolve
 from cod_agent.models.scripted import ScriptedModel
@@ -569,7 +569,7 @@ async def test_a_plain_function_is_a_solver_and_none_is_no_answer(tmp_path: Path
 @pytest.mark.parametrize(
     ("wrong", "said"),
     [
-        (lambda agent: agent.feedback(0, "good"), "a number and words"),
+        (lambda agent: agent.feedback(0, "good"), "a finite number and words"),
         (lambda agent: anext(agent.run(["a text"])), "made of Tasks"),
         (lambda agent: anext(agent.run(TASKS, run="shown")), "not an Observation"),
     ],
@@ -591,3 +591,46 @@ async def test_what_is_handed_over_wrongly_is_said_in_one_sentence(tmp_path: Pat
             await wrong(agent)
     with pytest.raises(ValueError, match="JSON"):
         Task(id="x", data={"when": object()})
+
+
+async def test_an_agent_that_was_closed_says_so(tmp_path: Path) -> None:
+    async with CoDAgent("a", model=Counting(), memory=tmp_path / "a.db") as agent:
+        await agent.solve(TASKS[0])
+    with pytest.raises(StoreError, match="closed by this program"):
+        await asyncio.wait_for(agent.solve(TASKS[1]), 5)
+
+
+async def test_feedback_that_could_not_be_learned_from_is_refused_before_it_is_stored(tmp_path: Path) -> None:
+    async with CoDAgent("a", memory=tmp_path / "a.db", solver=lambda *_: "x") as agent:
+        outcome = await agent.solve(TASKS[0])
+        for reward, text in ((None, ""), (math.inf, "")):
+            with pytest.raises(UsageError):
+                await agent.feedback(outcome, reward, text)
+        with pytest.raises(UsageError, match="no model to write it"):
+            await agent.feedback(outcome, 1.0)
+    async with CoDAgent("a", memory=tmp_path / "a.db", model=Counting()) as agent:
+        assert (await agent.feedback(0, 1.0)).update == "written"
+
+
+def test_an_agent_needs_a_name_and_a_file(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="needs a name"):
+        CoDAgent("", memory=tmp_path / "a.db")
+    with pytest.raises(NotADatabase, match="is no path"):
+        CoDAgent("a", memory=":memory:")
+
+
+async def test_the_history_shows_what_each_task_was_solved_with_when_feedback_comes_out_of_order(
+    tmp_path: Path,
+) -> None:
+    from cod_agent.memory import history
+    from cod_agent.memory.readonly import look
+
+    async with CoDAgent("a", model=Counting(), memory=tmp_path / "a.db") as agent:
+        for task in TASKS[:3]:
+            await agent.solve(task)
+        await agent.feedback(2, 1.0)
+        await agent.feedback(0, 0.0)
+        await agent.solve(TASKS[3])
+    with look(tmp_path / "a.db") as conn:
+        steps = history.steps(conn, history.find(conn)[0])
+    assert [(step.version, step.update) for step in steps] == [(2, "written"), (0, "none"), (1, "written"), (2, "none")]

@@ -13,6 +13,7 @@ import typer
 from cod_agent.cli import options
 from cod_agent.cli.output import Progress, command_line, console, print_json, resumable, signed
 from cod_agent.cli.run import by_position
+from cod_agent.errors import UsageError
 
 if TYPE_CHECKING:
     from cod_agent.evaluation import Evaluation, Lane, Plan
@@ -26,11 +27,12 @@ def evaluate(
     pack_size: options.PackSize = None,
     seed: options.Seed = None,
     controls: Annotated[
-        str,
+        str | None,
         typer.Option(
-            "--controls", help="Beside it, on the same packs: no-context, or a player of the world; commas between."
+            "--controls",
+            help="Beside it, on the same packs: no-context, or a player of the world; commas between (default: no-context).",
         ),
-    ] = "no-context",
+    ] = None,
     out: Annotated[
         Path | None, typer.Option("--out", help="Where figure, JSON and database go (default: eval-WORLD-MODEL).")
     ] = None,
@@ -55,12 +57,15 @@ def evaluate(
     Example: cod eval frozen-lake:small --model embedded --packs 512 --controls no-context,perfect --out lake
     """
     flags = options.flags_of(locals())
+    named = tuple(name.strip() for name in (controls or "no-context").split(",") if name.strip())
     if resume:
         db = db or (out or Path()) / "runs.db"
         plan = options.resumed(db, {**flags, "controls": None})
+        if controls is not None and set(named) != set(plan.controls):
+            kept = ",".join(plan.controls) or "none"
+            raise UsageError(f"{db} was begun with controls {kept}: leave --controls out, or use another --out")
         out = out or db.parent
     else:
-        named = tuple(name.strip() for name in controls.split(",") if name.strip())
         plan = options.plan_of({**flags, "controls": named}, {"packs": 512})
         out = out or Path(f"eval-{_file_name(plan.world)}-{_file_name(plan.model)}")
         db = db or out / "runs.db"

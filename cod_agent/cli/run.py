@@ -135,6 +135,21 @@ def _summary(found: Evaluation, told: _Told, plan: Plan, db: Path) -> None:
         f"mean reward {interval(found.main.overall)}, {found.calls} calls, {found.written} contexts written{kept}."
     )
     typer.echo(f"All of it is in {db}. Look at the contexts: {command_line('cod', 'context', 'log', db)}")
+    if left := _unfinished(db):
+        go_on = command_line("cod", "run", "--resume", "--run", left[0], "--db", db)
+        typer.echo(f"{len(left)} other runs in it stand unfinished; to go on with the first: {go_on}")
+
+
+def _unfinished(db: Path) -> list[str]:
+    """Runs of the file with a task that something is still to be done with."""
+    from cod_agent.memory.readonly import look
+
+    query = (
+        "SELECT DISTINCT r.name FROM tasks t JOIN runs r ON r.id = t.run_id WHERE t.state IN ('open', 'judged') "
+        "OR (r.length IS NOT NULL AND r.length > (SELECT count(*) FROM tasks l WHERE l.run_id = r.id)) ORDER BY r.id"
+    )
+    with look(db) as conn:
+        return [row[0] for row in conn.execute(query)]
 
 
 def by_position(found: Evaluation) -> Any:

@@ -57,6 +57,10 @@ class Plan:
         for name in ("packs", "pack_size", "concurrency"):
             if getattr(self, name) < 1:
                 raise UsageError(f"--{name.replace('_', '-')} must be at least 1, not {getattr(self, name)}")
+        if self.max_tokens is not None and self.max_tokens < 1:
+            raise UsageError(f"--max-tokens must be at least 1, not {self.max_tokens}")
+        if self.timeout is not None and self.timeout <= 0:
+            raise UsageError(f"--timeout must be more than 0 seconds, not {self.timeout:g}")
         if self.temperature < 0:
             raise UsageError(f"--temperature cannot be negative, and is {self.temperature:g}")
         return self

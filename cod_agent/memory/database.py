@@ -132,6 +132,7 @@ class Memory:
         Raises:
             StoreBusy, StoreFull: nothing of the job is stored.
         """
+        self._check_open()
         loop = asyncio.get_running_loop()
         queue = self._queues.get(loop)
         if queue is None:
@@ -167,9 +168,11 @@ class Memory:
     # ---- inside ----
 
     def _connect(self) -> sqlite3.Connection:
-        Path(self.path).parent.mkdir(parents=True, exist_ok=True)
+        if self.path.startswith((":", "file:")):
+            raise NotADatabase(f"{self.path!r} is no path: a memory is a file, so that it outlives the process")
         if Path(self.path).is_dir():
             raise NotADatabase(f"{self.path} is a directory: name a file in it")
+        Path(self.path).parent.mkdir(parents=True, exist_ok=True)
         if Path(self.path).is_file() and 0 < Path(self.path).stat().st_size < 512:
             # SQLite takes what is shorter than its smallest page for an empty file, and would overwrite it.
             raise sqlite3.DatabaseError("file is not a database")
@@ -223,7 +226,7 @@ class Memory:
         try:
             fcntl.flock(self._guard, fcntl.LOCK_EX | fcntl.LOCK_NB)
             return True  # `_turn` takes it again, which is free for who has it
-        except OSError:
+        except (OSError, ValueError):  # another process has it; or the file was closed, which `_commit` says
             return False
 
     def _commit(self, jobs: list[Job[Any]]) -> list[_Result]:

@@ -64,7 +64,7 @@ class Step:
     reason: str
     """Why an update was refused."""
     version: int
-    """The newest version after the task."""
+    """The version it wrote, or else the one it was solved with."""
     hash: str
     weights: str
     body: str
@@ -105,15 +105,18 @@ def steps(conn: sqlite3.Connection, run: RunSummary) -> list[Step]:
     """Every task of a run, in order, with the context after it."""
     versions = [version(conn, run, number) for (number,) in _numbers(conn, run)]
     rows = conn.execute(
-        "SELECT t.position, t.name, t.reward, t.state, coalesce(e.state, ''), coalesce(e.reason, '') FROM tasks t "
+        "SELECT t.position, t.name, t.reward, c.version, coalesce(e.state, ''), coalesce(e.reason, '') FROM tasks t "
+        "JOIN episodes s ON s.run_id = t.run_id AND s.position = t.position AND s.kind = 'solve' "
+        "JOIN contexts c ON c.id = s.context_id "
         "LEFT JOIN episodes e ON e.run_id = t.run_id AND e.position = t.position AND e.kind = 'update' "
         "WHERE t.run_id = ? ORDER BY t.position",
         (run.id,),
     ).fetchall()
-    out, now = [], versions[0]
-    for position, task, reward, _, update, reason in rows:
+    numbered = {one.version: one for one in versions}
+    out = []
+    for position, task, reward, solved_with, update, reason in rows:
         wrote = next((one for one in versions if one.position == position), None)
-        now = wrote or now
+        now = wrote or numbered[solved_with]
         what = "written" if wrote else "kept" if update == "refused" else "none"
         out.append(
             Step(position, task, reward, what, reason, now.version, now.hash, wrote.weights if wrote else "", now.body)

@@ -24,6 +24,8 @@ def look(path: str | Path) -> Iterator[sqlite3.Connection]:
     """
     file = Path(path)
     if not file.is_file():
+        if file.is_dir():
+            raise UsageError(f"{path} is a directory, not a run database: check the path")
         raise UsageError(f"there is no file {path}: check the path")
     try:
         conn = sqlite3.connect(f"{file.absolute().as_uri()}?mode=ro", uri=True, isolation_level=None)
