@@ -47,14 +47,7 @@ def store_nodes(conn: sqlite3.Connection, cache: dict[bytes, int], nodes: Sequen
     start = 0 if known is None else at + 1
     parent = known
     for node in nodes[start:]:
-        row = conn.execute("SELECT id FROM messages WHERE hash = ?", (node.hash,)).fetchone()
-        if row is None:
-            made = conn.execute(
-                "INSERT INTO messages (parent_id, hash, body, labels) VALUES (?, ?, ?, ?)",
-                (parent, node.hash, node.body, node.labels),
-            )
-            row = (made.lastrowid,)
-        parent = cache[node.hash] = row[0]
+        parent = store_child(conn, cache, parent, node)
     return parent
 
 
