@@ -6,7 +6,6 @@ that dies leaves nothing behind but these rows, and whoever opens the run again 
 
 from __future__ import annotations
 
-import json
 import sqlite3
 import time
 from dataclasses import dataclass
@@ -305,9 +304,3 @@ def closed(conn: sqlite3.Connection, run: Run, known: Lived) -> None:
 
 def _started_from(conn: sqlite3.Connection, episode_id: int) -> Context:
     return context(conn, conn.execute("SELECT context_id FROM episodes WHERE id = ?", (episode_id,)).fetchone()[0])
-
-
-def sources_of(messages_labels: list[str], position: int) -> list[dict[str, Any]]:
-    """Where a new context's text came from: the origins its update read, with the position it learned from."""
-    origins = sorted({origin for row in messages_labels for _, origin in json.loads(row)})
-    return [{"origin": origin, "position": position} for origin in origins]
