@@ -174,21 +174,35 @@ def shared_prefix(before: Sequence[int], prompt: Sequence[int]) -> int:
     return low
 
 
-def read_tokens(conn: sqlite3.Connection, call_id: int) -> tuple[list[int], list[int], list[float]] | None:
-    """(prompt ids, sampled ids, log-probabilities) of a call, or None if they were not all given."""
-    chain: list[tuple[int, list[int], list[int], list[float]]] = []
+Exact = tuple[list[int], list[int], list[float]]
+"""Prompt ids, sampled ids and log-probabilities of a call."""
+
+TOKEN_COLUMNS = "id, prompt_base_id, prompt_shared, prompt_ids, sampled_ids, logprobs"
+"""What `next_tokens` takes of a row of `calls`."""
+
+
+def next_tokens(told: dict[int, list[int]], row: Sequence[Any]) -> Exact | None:
+    """The tokens of a call, or None if they were not all given, or pruned since.
+
+    Args:
+        told: prompt and sampled ids of the calls of the same episode before this one, by row; this one's are added.
+        row: `TOKEN_COLUMNS`.
+    """
+    call_id, base, shared, suffix, sampled, logprobs = row
+    if suffix is None or sampled is None or logprobs is None or (base is not None and base not in told):
+        return None
+    prompt = unpack_ids(suffix) if base is None else told[base][:shared] + unpack_ids(suffix)
+    drawn = unpack_ids(sampled)
+    told[call_id] = prompt + drawn
+    return prompt, drawn, unpack_floats(logprobs)
+
+
+def read_tokens(conn: sqlite3.Connection, call_id: int) -> Exact | None:
+    """The tokens of one call. To read those of many, see `next_tokens`."""
+    rows: list[Any] = []
     at: int | None = call_id
     while at is not None:
-        row = conn.execute(
-            "SELECT prompt_base_id, prompt_shared, prompt_ids, sampled_ids, logprobs FROM calls WHERE id = ?", (at,)
-        ).fetchone()
-        if row[2] is None or row[3] is None or row[4] is None:
-            return None
-        chain.append((row[1], unpack_ids(row[2]), unpack_ids(row[3]), unpack_floats(row[4])))
-        at = row[0]
-    prompt: list[int] = []
-    for index, (shared, suffix, sampled, _) in enumerate(reversed(chain)):
-        prompt = prompt[:shared] + suffix
-        if index < len(chain) - 1:
-            prompt = prompt + sampled
-    return prompt, chain[0][2], chain[0][3]
+        rows.append(conn.execute(f"SELECT {TOKEN_COLUMNS} FROM calls WHERE id = ?", (at,)).fetchone())
+        at = rows[-1][1]
+    told: dict[int, list[int]] = {}
+    return [next_tokens(told, row) for row in reversed(rows)][-1]
