@@ -12,8 +12,9 @@ import pytest
 
 from cod_agent.context import Message, message
 from cod_agent.models import Completion, Sampling
+from cod_agent.models.batching import draw
 from cod_agent.models.gguf import read_metadata
-from cod_agent.models.small_llama import SmallEngine, SmallLlama, draw, fits
+from cod_agent.models.small_llama import SmallEngine, SmallLlama, fits
 from cod_agent.policies import folder_of
 
 pytest.importorskip("xllamacpp")
@@ -52,7 +53,8 @@ def scored(model: SmallLlama, prompt: list[int], sampled: list[int]) -> list[flo
     for at, token in enumerate(sampled):
         tokens = np.array([[*prompt, *sampled[:at]]])
         zero = np.zeros(1, np.int64)
-        out.append(float(model.step(tokens, zero, zero, np.array([tokens.shape[1] - 1]))[0, token]))
+        logits = model.step(tokens, zero, zero, np.array([tokens.shape[1] - 1]))[0]
+        out.append(float(logits[token] - np.logaddexp.reduce(logits)))
     return out
 
 
@@ -60,7 +62,7 @@ def test_log_probabilities_are_those_of_llama_cpp(llama_cpp: GgufModel) -> None:
     async def ask() -> list[Completion]:
         return await asyncio.gather(*(llama_cpp.complete(said) for said in conversations(30)))
 
-    model, compared = SmallLlama(FILE, METADATA, 1, LENGTH), 0
+    model, compared = SmallLlama.of_file(FILE, METADATA, 1, LENGTH), 0
     for answer in asyncio.run(ask()):
         if answer.tokens is not None:
             ours = scored(model, list(answer.tokens.prompt), list(answer.tokens.sampled))
@@ -82,7 +84,7 @@ def test_company_and_kept_turns_do_not_change_log_probabilities() -> None:
             turns.append((prompts[at], sampled, logprobs))
             prompts[at] = [*prompts[at], *sampled, *(source.randrange(4, 504) for _ in range(source.randint(1, 9)))]
     engine.close()
-    alone = SmallLlama(FILE, METADATA, 1, LENGTH)
+    alone = SmallLlama.of_file(FILE, METADATA, 1, LENGTH)
     for prompt, sampled, logprobs in turns:
         assert np.abs(np.array(scored(alone, prompt, sampled)) - np.array(logprobs)).max() < 1e-4
 
@@ -116,8 +118,9 @@ def test_draws_follow_the_distribution_and_its_truncation() -> None:
     source = np.random.default_rng(0)
 
     def shares(sampling: Sampling) -> list[float]:
-        drawn = [draw(logprobs, sampling, source) for _ in range(20_000)]
-        return [drawn.count(token) / len(drawn) for token in range(4)]
+        drawn, own = draw(np.tile(logprobs + 7, (20_000, 1)), [sampling] * 20_000, [source] * 20_000)
+        assert np.abs(own - logprobs[drawn]).max() < 1e-6
+        return list(np.bincount(drawn, minlength=4) / len(drawn))
 
     assert shares(Sampling()) == pytest.approx([0.5, 0.3, 0.15, 0.05], abs=0.015)
     assert shares(Sampling(top_p=0.7)) == pytest.approx([0.625, 0.375, 0, 0], abs=0.015)

@@ -1,39 +1,45 @@
-"""A Llama of under a few million 32-bit parameters, computed in numpy: many answers at once, a token of each in one step.
+"""A Llama of under a few million 32-bit parameters, computed in numpy: many conversations at once, a token of each in one step.
 
-For so small a model llama.cpp spends most of its time on what it keeps books of for each token; here one thread prefills whatever
-has arrived and takes every answer under way one token further. Where both are used they agree within 1e-4 in every
-log-probability (tests/test_small_llama.py).
+For so small a model llama.cpp spends most of its time on what it keeps books of for each token. Where both are used they agree
+within 1e-4 in every log-probability (tests/test_small_llama.py).
 
-Source: the Llama architecture as GGUF files hold it (query and key rows permuted, so that the rotary embedding turns neighbouring
-pairs), tied embeddings, no biases.
+Source: the Llama architecture as transformers has it (the rotary embedding turns pairs half a head apart), no biases. GGUF files
+hold the rows of queries and keys in another order, neighbouring pairs, which `hugging_face` undoes.
 """
 
 from __future__ import annotations
 
-import queue
-import threading
-from collections.abc import Callable
-from concurrent.futures import Future
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from cod_agent.errors import ModelError
-from cod_agent.models.base import Sampling
+from cod_agent.errors import UsageError
+from cod_agent.models.batching import BatchEngine, Floats, Ints
 from cod_agent.models.gguf import all_f32, read_tensors
 
-Floats = NDArray[np.float32]
-Ints = NDArray[np.int64]
-
 LARGEST = 16 << 20
-"""Bytes of a model file up to which numpy is the faster engine on one core."""
+"""Bytes of 32-bit weights up to which numpy is the faster engine on one core."""
+
+_TOP = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
+_IN_LAYER = {
+    "attn_q": "self_attn.q_proj",
+    "attn_k": "self_attn.k_proj",
+    "attn_v": "self_attn.v_proj",
+    "attn_output": "self_attn.o_proj",
+    "ffn_gate": "mlp.gate_proj",
+    "ffn_up": "mlp.up_proj",
+    "ffn_down": "mlp.down_proj",
+    "attn_norm": "input_layernorm",
+    "ffn_norm": "post_attention_layernorm",
+}
 
 
 def fits(path: Path, metadata: dict[str, Any]) -> bool:
-    """Whether this file can be computed here: a small Llama of 32-bit floats whose heads share nothing and scale nothing."""
+    """Whether this GGUF file can be computed here: a small Llama of 32-bit floats whose heads share nothing and scale nothing."""
     heads = metadata.get("llama.attention.head_count")
     return (
         metadata.get("general.architecture") == "llama"
@@ -45,6 +51,66 @@ def fits(path: Path, metadata: dict[str, Any]) -> bool:
     )
 
 
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """What the weights do not say of themselves."""
+
+    layers: int
+    heads: int
+    size: int
+    """Of a head."""
+    eps: float
+    theta: float
+
+    @classmethod
+    def of_gguf(cls, metadata: dict[str, Any]) -> Shape:
+        """From the metadata of a GGUF file that `fits`."""
+        heads = int(metadata["llama.attention.head_count"])
+        return cls(
+            layers=int(metadata["llama.block_count"]),
+            heads=heads,
+            size=int(metadata.get("llama.attention.key_length", int(metadata["llama.embedding_length"]) // heads)),
+            eps=float(metadata["llama.attention.layer_norm_rms_epsilon"]),
+            theta=float(metadata.get("llama.rope.freq_base", 10000.0)),
+        )
+
+    @classmethod
+    def of_config(cls, config: Mapping[str, Any]) -> Shape | None:
+        """From a Hugging Face `config.json`; None where the model is not one that can be computed here."""
+        heads, width, layers = (
+            config.get(key, 0) for key in ("num_attention_heads", "hidden_size", "num_hidden_layers")
+        )
+        rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
+        parameters = layers * width * (4 * width + 3 * config.get("intermediate_size", 0))
+        parameters += 2 * width * config.get("vocab_size", 0)
+        if (
+            config.get("model_type") != "llama"
+            or config.get("hidden_act", "silu") != "silu"
+            or config.get("num_key_value_heads", heads) != heads
+            or config.get("attention_bias")
+            or config.get("mlp_bias")
+            or rope.get("rope_type", "default") != "default"
+            or 4 * parameters > LARGEST
+        ):
+            return None
+        theta = rope.get("rope_theta", config.get("rope_theta", 10000.0))
+        return cls(layers, heads, config.get("head_dim") or width // heads, config.get("rms_norm_eps", 1e-6), theta)
+
+
+def hugging_face(tensors: Mapping[str, Floats], heads: int) -> dict[str, Floats]:
+    """The tensors of a GGUF file under their Hugging Face names and in that row order."""
+    out = {}
+    for name, tensor in tensors.items():
+        short = name.removesuffix(".weight")
+        if short.startswith("blk."):
+            _, number, inner = short.split(".", 2)
+            if inner in ("attn_q", "attn_k"):
+                tensor = tensor.reshape(heads, -1, 2, tensor.shape[1]).swapaxes(1, 2).reshape(tensor.shape)
+            short = f"model.layers.{number}.{_IN_LAYER.get(inner, inner)}"
+        out[f"{_TOP.get(short, short)}.weight"] = tensor
+    return out
+
+
 @dataclass(slots=True)
 class _Layer:
     qkv: Floats
@@ -52,238 +118,101 @@ class _Layer:
     out: Floats
     gate_up: Floats
     down: Floats
-    keys: Floats
-    """[slots, heads, length, head size], and so the values."""
-    values: Floats
 
 
 class SmallLlama:
-    """The model and the keys and values of its slots.
+    """The model and the keys and values of its slots; of no use before `load`.
 
     Args:
-        slots: answers under way at once.
+        slots: conversations at once.
         length: longest conversation, in tokens.
     """
 
-    def __init__(self, path: Path, metadata: dict[str, Any], slots: int, length: int) -> None:
-        tensors = read_tensors(path)
-        self._heads = int(metadata["llama.attention.head_count"])
-        self._eps = np.float32(metadata["llama.attention.layer_norm_rms_epsilon"])
-        self._embedding = tensors["token_embd.weight"]
-        width = self._embedding.shape[1]
-        size = int(metadata.get("llama.attention.key_length", width // self._heads))
-        self._last_norm = tensors["output_norm.weight"]
-        self._head = np.ascontiguousarray(tensors.get("output.weight", self._embedding).T)
-        angles = np.outer(
-            np.arange(length), float(metadata.get("llama.rope.freq_base", 10000.0)) ** (-np.arange(0, size, 2) / size)
-        )
+    def __init__(self, shape: Shape, slots: int, length: int) -> None:
+        self._shape = shape
+        angles = np.outer(np.arange(length), shape.theta ** (-np.arange(0, shape.size, 2) / shape.size))
         self._cos, self._sin = np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)
-        self._scale = np.float32(size**-0.5)
-        self._layers = [
-            self._layer(tensors, number, (slots, self._heads, length, size))
-            for number in range(int(metadata["llama.block_count"]))
-        ]
+        self._eps, self._scale = np.float32(shape.eps), np.float32(shape.size**-0.5)
+        # [layers, slots, heads, length, head size]
+        self._keys = np.zeros((shape.layers, slots, shape.heads, length, shape.size), np.float32)
+        self._values = np.zeros_like(self._keys)
 
-    def _layer(self, tensors: dict[str, Floats], number: int, cache: tuple[int, int, int, int]) -> _Layer:
+    @classmethod
+    def of_file(cls, path: Path, metadata: dict[str, Any], slots: int, length: int) -> SmallLlama:
+        """The model in a GGUF file that `fits`."""
+        shape = Shape.of_gguf(metadata)
+        model = cls(shape, slots, length)
+        model.load(hugging_face(read_tensors(path), shape.heads))
+        return model
+
+    def load(self, weights: Mapping[str, Floats]) -> None:
+        """Take weights, under their Hugging Face names.
+
+        Raises:
+            UsageError: one is missing.
+        """
+        try:
+            layers = [self._layer(weights, number) for number in range(self._shape.layers)]
+            embedding = np.array(weights["model.embed_tokens.weight"], np.float32)
+            head = np.asarray(weights.get("lm_head.weight", embedding), np.float32).T
+            norm = np.asarray(weights["model.norm.weight"], np.float32)[:, None]
+        except KeyError as error:
+            raise UsageError(f"the weights have no {error}: they are of another model") from None
+        self._layers, self._embedding, self._head = layers, embedding, head * norm
+
+    def _layer(self, weights: Mapping[str, Floats], number: int) -> _Layer:
         def of(name: str) -> Floats:
-            return tensors[f"blk.{number}.{name}.weight"]
+            return np.asarray(weights[f"model.layers.{number}.{name}.weight"], np.float32)
 
-        attention, mlp = of("attn_norm")[:, None], of("ffn_norm")[:, None]
+        attention, mlp = of("input_layernorm")[:, None], of("post_attention_layernorm")[:, None]
         return _Layer(
-            qkv=np.concatenate([of(f"attn_{which}").T for which in "qkv"], 1) * attention,
-            out=np.ascontiguousarray(of("attn_output").T),
-            gate_up=np.concatenate([of("ffn_gate").T, of("ffn_up").T], 1) * mlp,
-            down=np.ascontiguousarray(of("ffn_down").T),
-            keys=np.zeros(cache, np.float32),
-            values=np.zeros(cache, np.float32),
+            qkv=np.concatenate([of(f"self_attn.{which}_proj").T for which in "qkv"], 1) * attention,
+            out=np.array(of("self_attn.o_proj").T, order="C"),
+            gate_up=np.concatenate([of(f"mlp.{which}_proj").T for which in ("gate", "up")], 1) * mlp,
+            down=np.array(of("mlp.down_proj").T, order="C"),
         )
 
     def step(self, tokens_B_N: Ints, start_B: Ints, slots_B: Ints, last_B: Ints) -> Floats:
-        """Append tokens to slots; log-probabilities [B, vocabulary] of what follows each row's token at index `last_B`.
-
-        Rows are padded on the right: what stands behind `last_B` is computed, never looked at, and overwritten later.
-        """
+        """As `SlotModel.step` says."""
         rows, count = tokens_B_N.shape
+        heads = self._shape.heads
         # Padding may reach beyond the end; what it writes there is overwritten before it is looked at.
         position = np.minimum(start_B[:, None] + np.arange(count), len(self._cos) - 1)
         cos, sin = self._cos[position][:, None], self._sin[position][:, None]
         longest = int(position[:, -1].max()) + 1
         hidden = np.arange(longest)[None, None, None, :] > position[:, None, :, None]
         x: NDArray[Any] = self._embedding[tokens_B_N]
-        for layer in self._layers:
-            q, k, v = np.moveaxis((self._normed(x) @ layer.qkv).reshape(rows, count, 3, self._heads, -1), 2, 0)
-            layer.keys[slots_B[:, None], :, position] = _turned(k.swapaxes(1, 2), cos, sin).swapaxes(1, 2)
-            layer.values[slots_B[:, None], :, position] = v
-            scores = _turned(q.swapaxes(1, 2), cos, sin) @ layer.keys[slots_B, :, :longest].swapaxes(2, 3)
+        for layer, keys, values in zip(self._layers, self._keys, self._values, strict=True):
+            q, k, v = np.moveaxis((self._normed(x) @ layer.qkv).reshape(rows, count, 3, heads, -1), 2, 0)
+            keys[slots_B[:, None], :, position] = _turned(k.swapaxes(1, 2), cos, sin).swapaxes(1, 2)
+            values[slots_B[:, None], :, position] = v
+            scores = _turned(q.swapaxes(1, 2), cos, sin) @ keys[slots_B, :, :longest].swapaxes(2, 3)
             scores *= self._scale
             scores[np.broadcast_to(hidden, scores.shape)] = -np.inf
             scores -= scores.max(-1, keepdims=True)
             np.exp(scores, out=scores)
             scores /= scores.sum(-1, keepdims=True)
-            seen = (scores @ layer.values[slots_B, :, :longest]).swapaxes(1, 2).reshape(rows, count, -1)
+            seen = (scores @ values[slots_B, :, :longest]).swapaxes(1, 2).reshape(rows, count, -1)
             x = x + seen @ layer.out
             gate, up = np.split(self._normed(x) @ layer.gate_up, 2, -1)
             x = x + (gate / (1 + np.exp(-gate)) * up) @ layer.down
-        logits = (self._normed(x[np.arange(rows), last_B]) * self._last_norm) @ self._head
-        logits -= logits.max(-1, keepdims=True)
-        scored: Floats = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
-        return scored
+        logits: Floats = self._normed(x[np.arange(rows), last_B]) @ self._head
+        return logits
 
     def _normed(self, x: Floats) -> Floats:
         return x / np.sqrt(np.mean(x * x, -1, keepdims=True) + self._eps)
 
 
 def _turned(x: Floats, cos: Floats, sin: Floats) -> Floats:
-    even, odd = x[..., 0::2], x[..., 1::2]
-    out = np.empty_like(x)
-    out[..., 0::2], out[..., 1::2] = even * cos - odd * sin, even * sin + odd * cos
-    return out
+    half = x.shape[-1] // 2
+    first, second = x[..., :half], x[..., half:]
+    return np.concatenate([first * cos - second * sin, first * sin + second * cos], -1)
 
 
-@dataclass(slots=True)
-class _Answer:
-    """One answer under way."""
-
-    prompt: list[int]
-    limit: int
-    """Most tokens to sample."""
-    sampling: Sampling
-    random: np.random.Generator
-    done: Future[tuple[list[int], list[float], str]]
-    stop: Callable[[], bool]
-    sampled: list[int] = field(default_factory=list)
-    logprobs: list[float] = field(default_factory=list)
-    slot: int = -1
-    held: int = 0
-    """Tokens of the prompt that its slot held already, from the conversation's last turn."""
-
-
-class SmallEngine:
-    """Draws many answers at once on a thread of its own."""
+class SmallEngine(BatchEngine):
+    """The engine of a GGUF file that `fits`."""
 
     def __init__(self, path: Path, metadata: dict[str, Any], slots: int, length: int) -> None:
-        self._model = SmallLlama(path, metadata, slots, length)
-        self._length = length
-        self._end = metadata.get("tokenizer.ggml.eos_token_id")
-        # Free slots, the one that waits longest first, each with the tokens whose keys and values it still holds.
-        self._free: list[tuple[int, list[int]]] = [(slot, []) for slot in range(slots)]
-        self._random = np.random.default_rng()
-        self._asked: queue.SimpleQueue[_Answer | None] = queue.SimpleQueue()
-        self._thread = threading.Thread(target=self._serve, name="small-llama", daemon=True)
-        self._thread.start()
-
-    def ask(
-        self, prompt: list[int], sampling: Sampling, stop: Callable[[], bool]
-    ) -> Future[tuple[list[int], list[float], str]]:
-        """(sampled ids, their log-probabilities, finish reason). `stop` is asked now and then whether nobody waits any more."""
-        limit = self._length - len(prompt)
-        if sampling.max_tokens is not None:
-            limit = min(limit, sampling.max_tokens)
-        random = self._random if sampling.seed is None else np.random.default_rng(sampling.seed & 0xFFFFFFFF)
-        done: Future[tuple[list[int], list[float], str]] = Future()
-        self._asked.put(_Answer(prompt, limit, sampling, random, done, stop))
-        return done
-
-    def close(self) -> None:
-        """Finish what is under way, unless it says `stop`, and end the thread."""
-        self._asked.put(None)
-        self._thread.join()
-
-    def _serve(self) -> None:
-        under_way: list[_Answer] = []
-        waiting: list[_Answer] = []
-        ending = False
-        while not (ending and not under_way and not waiting):
-            while not ending and (not (under_way or waiting) or not self._asked.empty()):
-                asked = self._asked.get()
-                ending = asked is None
-                if asked is not None:
-                    waiting.append(asked)
-            try:
-                fresh = [waiting.pop(0) for _ in range(min(len(waiting), len(self._free)))]
-                for group in self._seated(fresh):
-                    under_way += self._sampled(group, self._prefill(group))
-                if under_way:
-                    under_way = self._sampled(under_way, self._decode(under_way))
-            except Exception as error:  # the thread must outlive whatever one answer does to it
-                for answer in [*under_way, *fresh]:
-                    if not answer.done.done():
-                        answer.done.set_exception(ModelError(f"the engine failed: {type(error).__name__}: {error}"))
-                    self._give_back(answer)
-                under_way = []
-
-    def _seated(self, fresh: list[_Answer]) -> list[list[_Answer]]:
-        """The answers with their slots, in groups of about as many tokens to read: padding is computed, too."""
-        for answer in fresh:
-            self._seat(answer)
-        groups: list[list[_Answer]] = []
-        for answer in sorted(fresh, key=_unread):
-            if groups and _unread(answer) <= 1.5 * _unread(groups[-1][0]) + 4:
-                groups[-1].append(answer)
-            else:
-                groups.append([answer])
-        return groups
-
-    def _prefill(self, group: list[_Answer]) -> Floats:
-        counts = np.array([_unread(answer) for answer in group])
-        tokens = np.zeros((len(group), counts.max()), np.int64)
-        for row, answer in enumerate(group):
-            tokens[row, : counts[row]] = answer.prompt[answer.held :]
-        start = np.array([answer.held for answer in group])
-        return self._model.step(tokens, start, self._slots(group), counts - 1)
-
-    def _seat(self, answer: _Answer) -> None:
-        """Give an answer a free slot: the one that holds most of its prompt, or else the one that waits longest."""
-        best, answer.held = 0, 0
-        for at, (_, kept) in enumerate(self._free):
-            if answer.held < len(kept) < len(answer.prompt) and answer.prompt[: len(kept)] == kept:
-                best, answer.held = at, len(kept)
-        answer.slot, _ = self._free.pop(best)
-
-    def _decode(self, under_way: list[_Answer]) -> Floats:
-        tokens = np.array([[answer.sampled[-1]] for answer in under_way])
-        start = np.array([len(answer.prompt) + len(answer.sampled) - 1 for answer in under_way])
-        return self._model.step(tokens, start, self._slots(under_way), np.zeros(len(under_way), np.int64))
-
-    def _slots(self, answers: list[_Answer]) -> Ints:
-        return np.array([answer.slot for answer in answers])
-
-    def _sampled(self, answers: list[_Answer], logprobs: Floats) -> list[_Answer]:
-        """Draw a token for each; those that go on."""
-        going: list[_Answer] = []
-        for answer, row in zip(answers, logprobs, strict=True):
-            if answer.limit > len(answer.sampled):
-                token = draw(row, answer.sampling, answer.random)
-                answer.sampled.append(token)
-                answer.logprobs.append(float(row[token]))
-            ended = bool(answer.sampled) and answer.sampled[-1] == self._end
-            if not ended and len(answer.sampled) < answer.limit and not answer.stop():
-                going.append(answer)
-                continue
-            self._give_back(answer)
-            answer.done.set_result((answer.sampled, answer.logprobs, "stop" if ended else "length"))
-        return going
-
-    def _give_back(self, answer: _Answer) -> None:
-        if answer.slot >= 0:
-            # The last token drawn was never computed with.
-            self._free.append((answer.slot, [*answer.prompt, *answer.sampled[:-1]]))
-            answer.slot = -1
-
-
-def _unread(answer: _Answer) -> int:
-    return len(answer.prompt) - answer.held
-
-
-def draw(logprobs: Floats, sampling: Sampling, random: np.random.Generator) -> int:
-    """A token id from one row of log-probabilities."""
-    if sampling.temperature <= 0:
-        return int(logprobs.argmax())
-    scaled = logprobs.astype(np.float64) / sampling.temperature
-    weights = np.exp(scaled - scaled.max())
-    if sampling.top_p < 1:
-        order = np.argsort(-weights)
-        share = weights[order].cumsum() / weights.sum()
-        weights[order[1 + np.searchsorted(share, sampling.top_p) :]] = 0
-    total = weights.cumsum()
-    return int(np.searchsorted(total, random.random() * total[-1], side="right"))
+        end = metadata.get("tokenizer.ggml.eos_token_id")
+        model = SmallLlama.of_file(path, metadata, slots, length)
+        super().__init__(model, slots, length, frozenset() if end is None else frozenset([int(end)]))
