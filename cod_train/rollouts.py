@@ -1,4 +1,4 @@
-"""Run databases -> rollouts -> segments -> token sequences. Exact tokens only, and never a silent drop.
+"""Run databases -> rollouts -> segments. Exact tokens only, and never a silent drop.
 
 A recorded run and a rollout that was just lived are read by the same function, so that from here on nothing knows where
 an episode came from. What cannot train stays in its rollout with the reason (`Segment.refused`), because its rewards still
@@ -10,18 +10,19 @@ from __future__ import annotations
 import json
 import sqlite3
 import zlib
-from bisect import bisect_left
+from bisect import bisect, bisect_left
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from math import isnan, nan
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from cod_agent.errors import UnknownName, UsageError, VerificationFailed
 from cod_agent.memory.content import TOKEN_COLUMNS, next_tokens
 from cod_agent.memory.readonly import look
+from cod_train.sequences import Call, Kind, Segment, Sequence, sequences
 
-Kind = Literal["solve", "update"]
+__all__ = ["Account", "Call", "Rollout", "Segment", "Sequence", "read_rollout", "read_rollouts", "sequences"]
 
 UNFINISHED = "the episode was not finished"
 ABORTED = "the episode was given up"
@@ -29,51 +30,9 @@ NO_CALLS = "the episode has no model calls"
 NO_REWARD = "no reward is known, neither of this task nor of a later one"
 NOTHING_AFTER = "nothing came after this update yet"
 PRUNED = "the tokens were pruned"
+EMPTY = "the answer has no tokens"
 OFF_POLICY = "the log-probabilities are not those of the distribution that was sampled"
 MISSPELT = "the tokens do not spell the recorded answer: they are of another tokenizer"
-
-
-@dataclass(frozen=True, slots=True)
-class Call:
-    """One model call, exactly as the server sampled it."""
-
-    prompt: list[int]
-    sampled: list[int]
-    logprobs: list[float]
-    """One per sampled token, natural logarithm."""
-    weights: str
-    """Which weights answered, as precisely as the server said."""
-
-
-@dataclass(frozen=True, slots=True)
-class Sequence:
-    """What the trainer sees of one call, or of several that continue each other."""
-
-    prompt: list[int]
-    """Ids before the first sampled token."""
-    response: list[int]
-    """Sampled ids, and what lies between them."""
-    mask: list[int]
-    """1 where the id was sampled; as long as `response`."""
-    logprobs: list[float]
-    """Of the sampling distribution; 0.0 where `mask` is 0."""
-    calls: int
-
-
-@dataclass(frozen=True, slots=True)
-class Segment:
-    """An episode seen as a unit of credit."""
-
-    kind: Kind
-    position: int
-    status: str
-    """The episode's: done, refused (an update that wrote no context), aborted, live."""
-    calls: tuple[Call, ...]
-    """Empty if it cannot train."""
-    refused: str = ""
-    """Why it cannot train; "" if it can."""
-    where: str = ""
-    """Which episode, and which call of it, `refused` speaks of."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,28 +97,6 @@ class Account:
         return "\n".join(lines)
 
 
-def sequences(segment: Segment, merge: bool = True) -> list[Sequence]:
-    """The token sequences of a segment.
-
-    Consecutive calls whose prompt is the prompt and answer before it, token for token, and something more become one sequence:
-    the same gradient from fewer tokens. `merge=False` makes each call a sequence.
-    """
-    made: list[Sequence] = []
-    told: list[int] = []
-    for call in segment.calls:
-        sampled, known = [1] * len(call.sampled), len(told)
-        if merge and made and call.prompt[:known] == told:
-            last, between = made[-1], call.prompt[known:]
-            last.response.extend(between + call.sampled)
-            last.mask.extend([0] * len(between) + sampled)
-            last.logprobs.extend([0.0] * len(between) + call.logprobs)
-            made[-1] = Sequence(last.prompt, last.response, last.mask, last.logprobs, last.calls + 1)
-        else:
-            made.append(Sequence(call.prompt, list(call.sampled), sampled, list(call.logprobs), 1))
-        told = call.prompt + call.sampled
-    return made
-
-
 Spell = Callable[[list[int]], str]
 
 
@@ -170,10 +107,13 @@ def read_rollouts(
     spell: Spell | None = None,
     vocabulary: int | None = None,
 ) -> tuple[list[Rollout], Account]:
-    """Every run of the files, as far as it can train: rollouts with at least one segment that can, and the account of all.
+    """The runs of the files, as far as they can train, and the account of all.
+
+    A run without a single segment that can train is counted and left out, so that a scripted player's rewards are nobody's
+    baseline. One that was cut short trains as far as it came.
 
     Args:
-        files: run databases; nothing is written to them.
+        files: run databases, each read once; nothing is written to them.
         format_penalty: what a refused update costs.
         spell: decodes ids as the model that is trained does. Answers whose tokens spell something else are refused.
         vocabulary: how many ids that model knows; answers with others are refused.
@@ -185,7 +125,7 @@ def read_rollouts(
     """
     rollouts: list[Rollout] = []
     account = Account()
-    for file in files:
+    for file in {Path(file).resolve(): file for file in files}.values():
         with look(file) as conn:
             for (run_id,) in conn.execute("SELECT id FROM runs ORDER BY id").fetchall():
                 rollout = read_rollout(
@@ -219,9 +159,9 @@ def read_rollout(
     """
     try:
         return _Reader(conn, run_id, spell, vocabulary).rollout(file, format_penalty)
-    except (ValueError, TypeError, KeyError, zlib.error) as error:
-        if isinstance(error, UsageError):
-            raise
+    except UsageError:
+        raise
+    except (ValueError, TypeError, LookupError, zlib.error) as error:
         raise VerificationFailed(
             f"run {run_id} of {file or 'the run database'} is malformed ({type(error).__name__}: {error}): "
             "`cod verify` says where; restore a backup"
@@ -308,17 +248,14 @@ class _Reader:
             elif what == "solved":
                 solved[position] = seq
         solves = [e for e in self.episodes if e.kind == "solve"]
+        rows, versions = [e.id for e in solves], [e.version for e in solves]
+        ends = [solved.get(e.position, len(ledger)) for e in solves]
         heirs = [self.size] * self.size
         for update in self.episodes:
             if update.kind == "update" and update.position in settled:
                 seq, standing = settled[update.position]
-
-                def later(solve: _Episode, seq: int = seq, standing: int = standing, row: int = update.id) -> bool:
-                    ended = solved.get(solve.position, len(ledger))
-                    return solve.id > row and ended > seq and solve.version >= standing
-
-                at = bisect_left(solves, True, key=later)
-                heirs[update.position] = solves[at].position if at < len(solves) else self.size
+                first = max(bisect(rows, update.id), bisect(ends, seq), bisect_left(versions, standing))
+                heirs[update.position] = first if first < len(solves) else self.size
         return tuple(heirs)
 
     def _calls(self) -> dict[int, list[Any]]:
@@ -340,7 +277,7 @@ class _Reader:
         told: dict[int, list[int]] = {}
         for number, row in enumerate(rows if not refused else ()):
             call, refused = self._call(told, row)
-            if call is None or refused:
+            if call is None:
                 where += f", call {number + 1} of {len(rows)}"
                 break
             calls.append(call)
@@ -374,7 +311,9 @@ class _Reader:
         prompt, sampled, logprobs = exact
         if len(logprobs) != len(sampled):
             raise ValueError(f"call {row[0]} has {len(sampled)} sampled tokens and {len(logprobs)} log-probabilities")
-        if self._vocabulary is not None and max(prompt + sampled, default=0) >= self._vocabulary:
+        if not sampled:
+            return None, EMPTY
+        if self._vocabulary is not None and max(prompt + sampled) >= self._vocabulary:
             return None, MISSPELT
         if self._spell is not None and not self._spells(self._spell(sampled), answer_id):
             return None, MISSPELT
