@@ -1,0 +1,68 @@
+"""A row as TransferQueue holds it: key, tensors, tags. The label of a row stands in its tags, so that credit needs no fetch."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from cod_train.batch import Row
+
+Stored = tuple[str, dict[str, Any], dict[str, Any]]
+"""Key, fields, tags."""
+
+
+def stored(key: str, row: Row, step: int, version: int) -> Stored:
+    """A sequence to train on.
+
+    Args:
+        step: that it is for.
+        version: of the weights that sampled it, in steps.
+    """
+    made, label = row.tokens, dict(row.label)
+    logprobs = torch.tensor(made.logprobs, dtype=torch.float32)
+    score = torch.zeros(len(made.response))
+    finite = [reward for reward in label["successes"] if reward is not None]
+    score[-1] = sum(finite) / len(finite) if finite else 0.0
+    fields = _fields(made.prompt, made.response, torch.tensor(made.mask), logprobs, score, made.calls)
+    return key, fields, _tags(len(made.prompt), len(made.response), step, version, label)
+
+
+def padding(key: str, end: int, step: int, *, lost: str = "") -> Stored:
+    """A row of zero weight: to make numbers even, or in place of a rollout that was lost, with the reason."""
+    none = torch.zeros(1)
+    fields = _fields([end], [end], torch.zeros(1, dtype=torch.int64), none, none, 0)
+    return key, fields, {**_tags(1, 1, step, step - 1, None), "is_padding": True, "lost": lost}
+
+
+def _fields(
+    prompt: list[int], response: list[int], mask: torch.Tensor, logprobs: torch.Tensor, score: torch.Tensor, calls: int
+) -> dict[str, Any]:
+    ids = torch.tensor(prompt + response)
+    return {
+        "prompts": ids[: len(prompt)],
+        "responses": ids[len(prompt) :],
+        "input_ids": ids,
+        "position_ids": torch.arange(len(ids)),
+        "response_mask": mask,
+        "loss_mask": mask,
+        "rollout_log_probs": logprobs,
+        "old_log_probs": logprobs,
+        "rm_scores": score,
+        "num_turns": calls,
+        "extra_fields": {},
+    }
+
+
+def _tags(prompt: int, response: int, step: int, version: int, label: dict[str, Any] | None) -> dict[str, Any]:
+    return {
+        "status": "success",
+        "prompt_len": prompt,
+        "response_len": response,
+        "seq_len": prompt + response,
+        # verl's names for the step a row is for, and for the versions of the weights that sampled it.
+        "global_steps": step,
+        "min_global_steps": version,
+        "max_global_steps": version,
+        "label": label,
+    }

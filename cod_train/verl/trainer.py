@@ -1,0 +1,202 @@
+"""verl's synchronous trainer with segment credit.
+
+Four things differ from verl's own: advantages come from the labels of a step's rows, which stand in the tags; rows are laid out so
+that every mini-batch has the same profile of lengths on every rank, whatever their number; the update fetches only the columns it reads;
+and what was lost is counted with its reason.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import Counter
+from typing import Any
+
+import torch
+import transfer_queue as tq
+from tensordict import TensorDict
+from transfer_queue import KVBatchMeta
+from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync
+from verl.utils.metric import reduce_metrics
+from verl.utils.py_functional import rename_dict
+from verl.utils.tensordict_utils import list_of_dict_to_tensordict
+
+from cod_agent.errors import UsageError
+from cod_train.batch import Report, advantages, layout
+from cod_train.settings import CPU_BACKEND, Settings
+from cod_train.verl import compat
+from cod_train.verl.rows import padding
+
+logger = logging.getLogger(__name__)
+
+# The worker would fetch, index and copy every column, row by row.
+UPDATE_READS = [
+    "prompts",
+    "responses",
+    "input_ids",
+    "position_ids",
+    "response_mask",
+    "loss_mask",
+    "old_log_probs",
+    "advantages",
+]
+
+
+class SegmentCreditTrainer(PPOTrainerSync):
+    """`trainer_mode=sync`, as `cod_train.verl_main` has it."""
+
+    def __init__(self, config: Any) -> None:
+        self.settings = Settings.of(config)
+        self._ended: float | None = None
+        super().__init__(config=config)
+
+    def _build_replay_buffer(self) -> Any:
+        buffer = super()._build_replay_buffer()
+        buffer.poll_interval = self.settings.poll_interval  # verl: 2 s
+        return buffer
+
+    def get_llm_client(self) -> Any:
+        rollout = self.config.actor_rollout_ref.rollout
+        if rollout.name != CPU_BACKEND:
+            return super().get_llm_client()
+        from cod_train.verl.cpu_rollout import CoalescingClient
+
+        handles = [server for replica in self.llm_server_manager.rollout_replicas for server in replica.servers]
+        return CoalescingClient(self.config, handles)
+
+    # ---- rows ----
+
+    def _get_required_batch_multiple(self, dp_size: int) -> int:
+        """Rows of a step come in any number; verl would want a multiple of packs times rollouts."""
+        return dp_size * self.settings.mini_batches * (self.settings.micro_batches or 1)
+
+    def _balance_batch(self, batch: KVBatchMeta, metrics: dict[str, Any], *args: Any, **kwargs: Any) -> KVBatchMeta:
+        settings, ranks = self.settings, compat.dispatch_ranks(self.actor_rollout_wg)
+        real = [at for at, tag in enumerate(batch.tags) if not tag.get("is_padding")]
+        lost = Counter(str(tag["lost"]) for tag in batch.tags if tag.get("lost"))
+        metrics["cod/rollouts_lost"] = sum(lost.values())
+        for reason, count in lost.items():
+            logger.warning("step %s: %s rollouts do not train: %s", self.global_steps, count, reason)
+        if not real:
+            raise UsageError(
+                f"no rollout of step {self.global_steps} can train: " + "; ".join(f"{n} x {why}" for why, n in lost.items())
+            )
+        names = [_name(batch.tags[at]["label"], batch.keys[at]) for at in real]
+        order = layout(
+            [batch.tags[at]["seq_len"] for at in real],
+            names,
+            mini_batches=settings.mini_batches,
+            ranks=ranks,
+            micro_batches=settings.micro_batches or 1,
+            seed=self.global_steps,
+        )
+        batch = self._padded(batch, len(order) - len(real))
+        real = [at for at, tag in enumerate(batch.tags) if not tag.get("is_padding")]
+        spare = [at for at, tag in enumerate(batch.tags) if tag.get("is_padding")]
+        batch.reorder([spare.pop() if row is None else real[row] for row in order])
+        metrics["cod/rows"], metrics["cod/padding_rows"] = len(real), len(order) - len(real)
+        metrics["cod/tokens"] = sum(tag["seq_len"] for tag in batch.tags)
+        metrics["cod/trained_tokens"] = sum(tag["label"]["tokens"] for tag in batch.tags if not tag.get("is_padding"))
+        return batch
+
+    def _padded(self, batch: KVBatchMeta, wanted: int) -> KVBatchMeta:
+        """With exactly `wanted` padding rows, those of lost rollouts among them."""
+        have = [key for key, tag in zip(batch.keys, batch.tags, strict=True) if tag.get("is_padding")]
+        if surplus := set(have[wanted:]):
+            tq.kv_clear(keys=sorted(surplus), partition_id=batch.partition_id)
+            batch = batch.select_keys([key for key in batch.keys if key not in surplus])
+        if len(have) >= wanted:
+            return batch
+        end, name = int(self.tokenizer.eos_token_id or 0), f"pad{self.global_steps}"
+        made = [padding(f"{name}_{at}_0", end, self.global_steps) for at in range(wanted - len(have))]
+        keys, fields, tags = (list(part) for part in zip(*made, strict=True))
+        tq.kv_batch_put(
+            keys=keys, fields=list_of_dict_to_tensordict(fields), tags=tags, partition_id=batch.partition_id
+        )
+        return KVBatchMeta(
+            keys=batch.keys + keys,
+            tags=batch.tags + tags,
+            partition_id=batch.partition_id,
+            extra_info=batch.extra_info,
+        )
+
+    def _compute_old_log_prob(self, batch: KVBatchMeta, metrics: dict[str, Any]) -> KVBatchMeta:
+        """Those of the sampling stand beside the tokens already."""
+        return batch
+
+    # ---- credit ----
+
+    def _compute_advantage(self, batch: KVBatchMeta, metrics: dict[str, Any]) -> KVBatchMeta:
+        labels = [None if tag.get("is_padding") else tag["label"] for tag in batch.tags]
+        worth, report = advantages(labels, self.settings.credit)
+        per_token = torch.nested.as_nested_tensor(
+            [torch.full((tag["response_len"],), float(value)) for tag, value in zip(batch.tags, worth, strict=True)],
+            layout=torch.jagged,
+        )
+        fields = TensorDict({"advantages": per_token, "returns": per_token.clone()}, batch_size=len(batch))
+        tq.kv_batch_put(keys=batch.keys, partition_id=batch.partition_id, fields=fields)
+        metrics |= credit_metrics(report)
+        metrics["cod/advantage_abs"] = float(abs(worth).mean())
+        return batch
+
+    # ---- the update ----
+
+    def _update_actor(self, batch: KVBatchMeta, metrics: dict[str, Any]) -> KVBatchMeta:
+        actor, settings = self.config.actor_rollout_ref.actor, self.settings
+        ranks, rows = compat.dispatch_ranks(self.actor_rollout_wg), len(batch) // settings.mini_batches
+        extra = {
+            **batch.extra_info,
+            "calculate_entropy": actor.calculate_entropy or actor.entropy_coeff != 0.0,
+            "distillation_use_topk": False,
+            "distillation_only": False,
+            "global_batch_size": rows,
+            "mini_batch_size": rows,
+            "epochs": actor.ppo_epochs,
+            "seed": actor.data_loader_seed,
+            "dataloader_kwargs": {"shuffle": False},  # the layout is a shuffle already
+            "temperature": self.config.actor_rollout_ref.rollout.temperature,
+        }
+        if settings.micro_batches is not None:
+            extra |= {
+                "use_dynamic_bsz": False,
+                "micro_batch_size_per_gpu": rows // ranks // settings.micro_batches,
+            }
+        only = KVBatchMeta(
+            keys=batch.keys, tags=batch.tags, partition_id=batch.partition_id, fields=UPDATE_READS, extra_info=extra
+        )
+        out = rename_dict(self.actor_rollout_wg.update_actor(only)["metrics"], "actor/")
+        out["perf/mfu/actor"] = out.pop("actor/mfu", 0.0)
+        metrics.update(reduce_metrics(out))
+        return batch
+
+    # ---- where the time goes ----
+
+    def on_step_begin(self) -> None:
+        super().on_step_begin()
+        now = time.perf_counter()
+        self._pending_sync_metrics = {"cod/between_steps_s": now - (self._ended or now)}
+
+    def on_step_end(self) -> None:
+        super().on_step_end()
+        self._ended = time.perf_counter()
+
+
+def credit_metrics(report: Report) -> dict[str, float]:
+    """What credit made of a step, as metrics."""
+    out = {
+        "cod/rollouts": float(report.rollouts),
+        "cod/refused_updates": report.refused_updates,
+        "cod/dropped_rows": float(sum(report.dropped.values())),
+        "cod/zero_advantage_rows": float(report.zero),
+        "cod/red_temperature": report.temperature,
+    }
+    out |= {f"cod/reward_pos{position}": reward for position, reward in report.reward.items()}
+    if report.reward:
+        out["cod/reward"] = sum(report.reward.values()) / len(report.reward)
+    return out
+
+
+def _name(label: dict[str, Any], key: str) -> tuple[Any, ...]:
+    """Of a row, the same wherever and whenever its rollout was lived; verl's keys are random."""
+    run = str(label["rollout"]).rpartition(":")[2]
+    return label["environment"], run, label["position"], label["kind"], int(key.rpartition("_")[2])

@@ -1,0 +1,137 @@
+"""`python -m cod_train.verl_main [--dry-run] key=value ...`: train with verl, on a Ray cluster or on this machine's CPU.
+
+    python -m cod_train.verl_main --config-name=cpu_tiny trainer.total_training_steps=30
+    python -m cod_train.verl_main --config-name=cluster_8b trainer.nnodes=3 --dry-run
+
+A config is one of `cod_train/conf`, over verl's own defaults; every key can be given on the command line. docs/training.md says what
+the dials are.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+CONF = Path(__file__).parent / "conf"
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """The command line."""
+    from cod_agent.errors import CodError
+
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    dry = "--dry-run" in given
+    given = [argument for argument in given if argument != "--dry-run"]
+    try:
+        config = composed(given)
+        if dry:
+            from cod_train.dry_run import show
+
+            show(config)
+        else:
+            train(config)
+    except CodError as error:
+        raise SystemExit(f"{error}") from None
+
+
+def composed(arguments: list[str]) -> Any:
+    """The config of these arguments, composed by hydra: `--config-name=NAME` (default cpu_tiny), `--config-dir=DIR`, key=value.
+
+    Raises:
+        UsageError: hydra does not take them.
+    """
+    from hydra import compose, initialize_config_dir
+    from hydra.errors import HydraException
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    from cod_agent.errors import UsageError
+    from cod_agent.policies import POLICIES, folder_of
+
+    name, folder, overrides = "cpu_tiny", CONF, []
+    for argument in arguments:
+        if argument.startswith("--config-name="):
+            name = argument.partition("=")[2]
+        elif argument.startswith("--config-dir="):
+            folder = Path(argument.partition("=")[2]).absolute()
+        elif argument.startswith("-"):
+            raise UsageError(f"no option {argument}: there are --config-name=, --config-dir=, --dry-run and key=value")
+        else:
+            overrides.append(argument)
+    try:
+        with initialize_config_dir(str(folder), version_base=None):
+            config = compose(name, overrides)
+        base = OmegaConf.select(config, "actor_rollout_ref.model.path")
+        if base in POLICIES:
+            config.actor_rollout_ref.model.path = str(folder_of(base))
+    except (HydraException, OmegaConfBaseException) as error:
+        raise UsageError(f"the config does not compose: {error}") from None
+    return config
+
+
+def train(config: Any) -> None:
+    """Run the training a config describes, on a Ray of its own or the one `ray_kwargs.ray_init.address` names.
+
+    Raises:
+        UsageError: the config does not hold together, or the packages are not there.
+    """
+    from cod_train.settings import Settings
+    from cod_train.verl import compat
+
+    compat.check_version()
+    Settings.of(config)
+    environment = _environment(config)
+    os.environ.update(environment)
+    import ray
+    from omegaconf import open_dict
+    from verl.trainer.main_ppo import run_ppo
+    from verl.trainer.ppo.utils import need_critic, need_reference_policy
+    from verl.utils.config import validate_config
+
+    with open_dict(config):
+        init = config.ray_kwargs.ray_init
+        init.runtime_env = {"env_vars": {**environment, **(init.get("runtime_env") or {}).get("env_vars", {})}}
+    validate_config(
+        config=config, use_reference_policy=need_reference_policy(config), use_critic=need_critic(config)
+    )
+    run_ppo(config, task_runner_class=ray.remote(task_runner()))
+
+
+def task_runner() -> type:
+    """verl's task runner, with our trainer."""
+    from cod_train.verl import compat
+
+    class TaskRunner(compat.task_runner_class()):  # type: ignore[misc]
+        def run(self, config: Any) -> Any:
+            from cod_train.verl.trainer import SegmentCreditTrainer
+
+            compat.use_trainer(SegmentCreditTrainer)
+            return super().run(config)
+
+    return TaskRunner
+
+
+def _environment(config: Any) -> dict[str, str]:
+    """What all processes of a run have in common."""
+    from cod_train.settings import DEVICE
+
+    cpu = config.trainer.device == "cpu"
+    out = {
+        DEVICE: "cpu" if cpu else "gpu",
+        "VERL_USE_EXTERNAL_MODULES": "cod_train.verl.plugin",
+        "TOKENIZERS_PARALLELISM": "false",
+        "RAY_DEDUP_LOGS": "0",
+    }
+    folder = Path(config.trainer.default_local_dir).absolute()
+    folder.mkdir(parents=True, exist_ok=True)
+    out |= {"TENSORBOARD_DIR": str(folder / "tensorboard"), "VERL_FILE_LOGGER_PATH": str(folder / "metrics.jsonl")}
+    if cpu:
+        # Large blocks are kept: a step frees and takes the same ones again.
+        out |= {"OMP_NUM_THREADS": "1", "MALLOC_MMAP_THRESHOLD_": "2000000000", "MALLOC_TRIM_THRESHOLD_": "4000000000"}
+    return out
+
+
+if __name__ == "__main__":
+    main()
