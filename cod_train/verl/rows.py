@@ -6,10 +6,49 @@ from typing import Any
 
 import torch
 
-from cod_train.batch import Row
+from cod_train.batch import Label, Row
+from cod_train.settings import Settings
 
 Stored = tuple[str, dict[str, Any], dict[str, Any]]
 """Key, fields, tags."""
+
+UPDATE_READS = (
+    "prompts",
+    "responses",
+    "input_ids",
+    "position_ids",
+    "response_mask",
+    "loss_mask",
+    "old_log_probs",
+    "advantages",
+)
+"""The columns an update reads. A worker would fetch, index and copy all of them, row by row."""
+
+
+def update_options(config: Any, settings: Settings, rows: int, ranks: int) -> dict[str, Any]:
+    """How verl's worker goes through `rows` rows that stand in the order of `cod_train.batch.layout`."""
+    actor, mini_batch = config.actor_rollout_ref.actor, rows // settings.mini_batches
+    out = {
+        "calculate_entropy": actor.calculate_entropy or actor.entropy_coeff != 0.0,
+        "distillation_use_topk": False,
+        "distillation_only": False,
+        "global_batch_size": mini_batch,
+        "mini_batch_size": mini_batch,
+        "epochs": actor.ppo_epochs,
+        "seed": actor.data_loader_seed,
+        "dataloader_kwargs": {"shuffle": False},  # the layout is a shuffle already
+        "temperature": config.actor_rollout_ref.rollout.temperature,
+    }
+    if settings.micro_batches is not None:
+        size = mini_batch // ranks // settings.micro_batches
+        out |= {"use_dynamic_bsz": False, "micro_batch_size_per_gpu": size}
+    return out
+
+
+def row_name(label: Label, key: str) -> tuple[Any, ...]:
+    """Of a row, the same wherever and whenever its rollout was lived: verl's keys are random, and files move."""
+    run = str(label["rollout"]).rpartition(":")[2]
+    return label["environment"], run, label["position"], label["kind"], int(key.rpartition("_")[2])
 
 
 def stored(key: str, row: Row, step: int, version: int) -> Stored:

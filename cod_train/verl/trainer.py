@@ -25,22 +25,9 @@ from cod_agent.errors import UsageError
 from cod_train.batch import Report, advantages, layout
 from cod_train.settings import CPU_BACKEND, Settings
 from cod_train.verl import compat
-from cod_train.verl.rows import padding
+from cod_train.verl.rows import UPDATE_READS, padding, row_name, update_options
 
 logger = logging.getLogger(__name__)
-
-# The worker would fetch, index and copy every column, row by row.
-UPDATE_READS = [
-    "prompts",
-    "responses",
-    "input_ids",
-    "position_ids",
-    "response_mask",
-    "loss_mask",
-    "old_log_probs",
-    "advantages",
-]
-
 
 class SegmentCreditTrainer(PPOTrainerSync):
     """`trainer_mode=sync`, as `cod_train.verl_main` has it."""
@@ -81,7 +68,7 @@ class SegmentCreditTrainer(PPOTrainerSync):
             raise UsageError(
                 f"no rollout of step {self.global_steps} can train: " + "; ".join(f"{n} x {why}" for why, n in lost.items())
             )
-        names = [_name(batch.tags[at]["label"], batch.keys[at]) for at in real]
+        names = [row_name(batch.tags[at]["label"], batch.keys[at]) for at in real]
         order = layout(
             [batch.tags[at]["seq_len"] for at in real],
             names,
@@ -142,27 +129,10 @@ class SegmentCreditTrainer(PPOTrainerSync):
     # ---- the update ----
 
     def _update_actor(self, batch: KVBatchMeta, metrics: dict[str, Any]) -> KVBatchMeta:
-        actor, settings = self.config.actor_rollout_ref.actor, self.settings
-        ranks, rows = compat.dispatch_ranks(self.actor_rollout_wg), len(batch) // settings.mini_batches
-        extra = {
-            **batch.extra_info,
-            "calculate_entropy": actor.calculate_entropy or actor.entropy_coeff != 0.0,
-            "distillation_use_topk": False,
-            "distillation_only": False,
-            "global_batch_size": rows,
-            "mini_batch_size": rows,
-            "epochs": actor.ppo_epochs,
-            "seed": actor.data_loader_seed,
-            "dataloader_kwargs": {"shuffle": False},  # the layout is a shuffle already
-            "temperature": self.config.actor_rollout_ref.rollout.temperature,
-        }
-        if settings.micro_batches is not None:
-            extra |= {
-                "use_dynamic_bsz": False,
-                "micro_batch_size_per_gpu": rows // ranks // settings.micro_batches,
-            }
+        ranks = compat.dispatch_ranks(self.actor_rollout_wg)
+        extra = {**batch.extra_info, **update_options(self.config, self.settings, len(batch), ranks)}
         only = KVBatchMeta(
-            keys=batch.keys, tags=batch.tags, partition_id=batch.partition_id, fields=UPDATE_READS, extra_info=extra
+            keys=batch.keys, tags=batch.tags, partition_id=batch.partition_id, fields=list(UPDATE_READS), extra_info=extra
         )
         out = rename_dict(self.actor_rollout_wg.update_actor(only)["metrics"], "actor/")
         out["perf/mfu/actor"] = out.pop("actor/mfu", 0.0)
@@ -194,9 +164,3 @@ def credit_metrics(report: Report) -> dict[str, float]:
     if report.reward:
         out["cod/reward"] = sum(report.reward.values()) / len(report.reward)
     return out
-
-
-def _name(label: dict[str, Any], key: str) -> tuple[Any, ...]:
-    """Of a row, the same wherever and whenever its rollout was lived; verl's keys are random."""
-    run = str(label["rollout"]).rpartition(":")[2]
-    return label["environment"], run, label["position"], label["kind"], int(key.rpartition("_")[2])
