@@ -126,16 +126,19 @@ class PromptIds:
         variables: Mapping[str, Any],
     ) -> str:
         try:
-            text = self._tokenizer.apply_chat_template(
-                [*messages],
-                tools=[*tools] if tools else None,
-                add_generation_prompt=True,
-                tokenize=False,
-                **variables,
+            text = str(
+                self._tokenizer.apply_chat_template(
+                    [*messages],
+                    tools=[*tools] if tools else None,
+                    add_generation_prompt=True,
+                    tokenize=False,
+                    **variables,
+                )
             )
+            text.encode()  # half a surrogate pair is no text
         except Exception as error:  # whatever a stranger's template does
             raise ModelRefused(f"the model's chat template does not take this conversation: {error}") from None
-        return str(text)
+        return text
 
 
 class _Recent(Generic[V]):

@@ -191,6 +191,8 @@ def test_the_prefix_property_of_templates() -> None:
 def test_templates_that_do_not_do() -> None:
     with pytest.raises(ModelRefused, match="only users"):
         PromptIds(tokenizer_of(template="{{ raise_exception('only users') }}")).ids([user("x")])
+    with pytest.raises(ModelRefused, match="surrogates"):
+        PromptIds(tokenizer_of()).ids([user("\ud800")])
     bare = tokenizer_of()
     bare.chat_template = None
     with pytest.raises(UsageError, match="no chat template"):

@@ -1,0 +1,239 @@
+"""The rollout server as an OpenAI-compatible endpoint on loopback, for solvers that speak HTTP.
+
+    async def generate(request_id, prompt_ids, sampling_params):     # the trainer's server: tokens in, tokens out
+        ...
+        return Drawn(token_ids, log_probs, "stop", weights)
+
+    async with Endpoint("policy", tokenizer, generate, context_length=8192) as endpoint:
+        solver = AgentScopeSolver("policy", base_url=endpoint.base_url, exact=True)
+
+The same agent that an application runs against its served model is trained by pointing it here. Messages become token
+ids once (`cod_train.prompts`), answers carry the sampled ids and their log-probabilities, and so the runtime's journal
+records exact calls, each prompt the extension of the one before. It lives in the caller's event loop and starts no
+thread; it asks for no key, which is why it listens on loopback only.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Awaitable, Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from functools import lru_cache
+from math import isfinite
+from typing import TYPE_CHECKING, Any, Literal
+from uuid import uuid4
+
+from cod_agent.errors import MissingExtra, ModelRefused, UsageError
+from cod_agent.journal.answers import as_stream
+from cod_train.dialect import Asked, Refused, Said, read_request, write_answer
+from cod_train.prompts import PromptIds
+from cod_train.tool_calls import parser_called, text_of
+
+if TYPE_CHECKING:
+    from starlette.applications import Starlette
+    from starlette.requests import Request
+    from starlette.responses import Response
+    from transformers import PreTrainedTokenizerBase
+
+_IDLE = 3600
+"""Seconds a connection may rest: agents wait for tools, and a connection closed under a request costs a retry."""
+_CLOSING = 2
+"""Seconds that answers under way get to finish when the endpoint closes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Drawn:
+    """What the trainer's server sampled."""
+
+    token_ids: list[int]
+    """The token that ends the turn included."""
+    log_probs: list[float]
+    """One per sampled token, natural logarithm."""
+    finish: Literal["stop", "length"]
+    weights: str
+    """Which weights sampled them."""
+
+
+Generate = Callable[[str, list[int], dict[str, Any]], Awaitable[Drawn]]
+"""(request id, prompt ids, sampling parameters: temperature, top_p, top_k, max_tokens and, if asked for, seed)."""
+
+
+class Endpoint:
+    """Serves between `start` and `aclose`, in the event loop that called `start`.
+
+    Args:
+        name: of the model, as requests have to call it.
+        tokenizer: a Hugging Face tokenizer with a chat template.
+        generate: samples an answer; what it raises becomes a 503, which clients repeat.
+        context_length: longest prompt and answer together, in tokens; a request for more gets a 400.
+        max_tokens: longest answer where a request does not say; None for what the context leaves.
+        tool_parser: the form of tool calls: `hermes`, or one of verl's parsers.
+        host: where to listen.
+
+    Raises:
+        UsageError: the tokenizer has no chat template, or there is no such parser.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        tokenizer: PreTrainedTokenizerBase,
+        generate: Generate,
+        *,
+        context_length: int,
+        max_tokens: int | None = None,
+        tool_parser: str = "hermes",
+        host: str = "127.0.0.1",
+    ) -> None:
+        self.prompts = PromptIds(tokenizer)
+        """Counts the calls that extend the one before them, and those that do not."""
+        self.base_url = ""
+        """For clients; "" while it does not serve."""
+        self._name, self._tokenizer, self._generate, self._host = name, tokenizer, generate, host
+        self._context_length, self._max_tokens = context_length, max_tokens
+        self._calls_of = parser_called(tool_parser, tokenizer)
+        self._spelling = lru_cache(None)(lambda token: str(tokenizer.decode([token])))
+        self._server: Any = None
+        self._serving: asyncio.Task[None] | None = None
+
+    async def start(self) -> str:
+        """Listen on a free port. Returns the base URL, which ends in /v1.
+
+        Raises:
+            MissingExtra: uvicorn or starlette is not installed.
+            UsageError: this machine has no such host, or it serves already.
+        """
+        if self._serving is not None:
+            raise UsageError("the endpoint serves already")
+        try:
+            import uvicorn
+
+            app = self._app()
+        except ImportError:
+            raise MissingExtra("the rollout endpoint", "train") from None
+
+        class Server(uvicorn.Server):
+            def capture_signals(self) -> AbstractContextManager[None]:  # type: ignore[override]
+                return nullcontext()  # Ctrl-C belongs to the program around
+
+        listening = socket.socket()
+        try:
+            listening.bind((self._host, 0))
+        except OSError as error:
+            listening.close()
+            raise UsageError(f"cannot listen on {self._host}: {error}") from None
+        config = uvicorn.Config(
+            app,
+            lifespan="off",
+            ws="none",
+            access_log=False,
+            proxy_headers=False,
+            log_config=None,
+            timeout_keep_alive=_IDLE,
+            timeout_graceful_shutdown=_CLOSING,
+        )
+        self._server = Server(config)
+        self._serving = asyncio.create_task(self._server.serve(sockets=[listening]))
+        while not self._server.started:
+            if self._serving.done():
+                await self._serving
+            await asyncio.sleep(0.005)
+        self.base_url = f"http://{self._host}:{listening.getsockname()[1]}/v1"
+        return self.base_url
+
+    async def aclose(self) -> None:
+        """Stop listening; answers under way get two seconds to finish."""
+        serving, self._serving, self.base_url = self._serving, None, ""
+        if serving is not None:
+            self._server.should_exit = True
+            await serving
+
+    async def __aenter__(self) -> Endpoint:
+        await self.start()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.aclose()
+
+    def _app(self) -> Starlette:
+        from starlette.applications import Starlette
+        from starlette.exceptions import HTTPException
+        from starlette.responses import JSONResponse, Response
+        from starlette.routing import Route
+
+        async def chat(request: Request) -> Response:
+            try:
+                asked = read_request(await request.body(), self._name)
+                body = write_answer(asked, await self._answer(asked), self._name, self._spelling)
+            except Refused as refused:
+                return JSONResponse(refused.body(), refused.status)
+            if asked.stream:
+                return Response(as_stream(body), media_type="text/event-stream")
+            return JSONResponse(body)
+
+        async def models(_: Request) -> Response:
+            this = {"id": self._name, "object": "model", "owned_by": "cod_train", "max_model_len": self._context_length}
+            return JSONResponse({"object": "list", "data": [this]})
+
+        async def health(_: Request) -> Response:
+            return JSONResponse({})
+
+        async def nowhere(_: Request, error: Exception) -> Response:
+            status = error.status_code if isinstance(error, HTTPException) else 404
+            why = "here are /v1/chat/completions (POST), /v1/models and /health (GET)"
+            return JSONResponse(Refused(why, status, "not_found").body(), status)
+
+        routes = [
+            Route("/v1/chat/completions", chat, methods=["POST"]),
+            Route("/v1/models", models),
+            Route("/health", health),
+        ]
+        return Starlette(routes=routes, exception_handlers={HTTPException: nowhere})
+
+    async def _answer(self, asked: Asked) -> Said:
+        try:
+            prompt = self.prompts.ids(asked.messages, asked.tools, **asked.variables)
+        except (ModelRefused, TypeError) as error:  # TypeError: a template's variable that is not one
+            raise Refused(str(error)) from None
+        sampling = {**asked.sampling, "max_tokens": self._limit(len(prompt), asked.sampling.get("max_tokens"))}
+        try:
+            drawn = _checked(await self._generate(uuid4().hex, [*prompt], sampling))
+        except Exception as error:  # whatever the trainer's server does: the client asks again
+            said = f"the rollout server gave no answer: {type(error).__name__}: {error}"
+            raise Refused(said, 503, "no_answer") from error
+        self.prompts.answered(prompt, drawn.token_ids)
+        if asked.calls_tools:
+            text, calls = await self._calls_of(drawn.token_ids, asked.tools)
+        else:
+            text, calls = text_of(self._tokenizer, drawn.token_ids), []
+        return Said(prompt, drawn.token_ids, drawn.log_probs, drawn.finish, text, calls, drawn.weights)
+
+    def _limit(self, prompt: int, asked: int | None) -> int:
+        left = self._context_length - prompt
+        limit = asked or min(self._max_tokens or left, left)
+        if limit > left or left < 1:
+            raise Refused(
+                f"the context has {self._context_length} tokens: the prompt takes {prompt}, and the answer may take {max(limit, 1)}; "
+                "shorten the conversation, or ask for a smaller max_tokens",
+                code="context_length_exceeded",
+            )
+        return limit
+
+
+def _checked(drawn: Drawn) -> Drawn:
+    """`drawn`, if it can be trained on.
+
+    Raises:
+        ValueError: it cannot.
+    """
+    if not drawn.token_ids:
+        raise ValueError("no token was sampled")
+    if len(drawn.token_ids) != len(drawn.log_probs):
+        raise ValueError(f"{len(drawn.token_ids)} sampled ids but {len(drawn.log_probs)} log-probabilities")
+    if not all(map(isfinite, drawn.log_probs)):
+        raise ValueError("a log-probability is not finite")
+    if drawn.finish not in ("stop", "length"):
+        raise ValueError(f"the answer ended with {drawn.finish!r}: only stop and length can be trained on")
+    return drawn
