@@ -19,9 +19,8 @@ from numpy.typing import NDArray
 
 from cod_agent.errors import UsageError
 from cod_train import credit
-from cod_train.rollouts import Rollout
+from cod_train.rollouts import Rollout, sequences
 from cod_train.rollouts import Sequence as TokenSequence
-from cod_train.rollouts import sequences
 
 Floats = NDArray[np.float64]
 Label = Mapping[str, Any]
@@ -40,6 +39,12 @@ class Credit:
     own: Literal["element", "beside"] = "element"
     reweight: Literal["exact", "published"] | None = None
     reweight_by: Literal["batch", "environment", "group"] = "batch"
+
+    def __post_init__(self) -> None:
+        plain = Credit.__dataclass_fields__
+        ignored = ("returns", "window", "gamma", "own") if self.kind == "trajectory" else ()
+        if changed := [name for name in ignored if getattr(self, name) != plain[name].default]:
+            raise UsageError(f"credit kind trajectory knows no {', '.join(changed)}: leave it out")
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,7 +154,7 @@ def _reported(lives: Sequence[Label]) -> Report:
     return report
 
 
-def _pools(lives: list[Label], how: Credit) -> Iterator[tuple[list[list[Label]], str]]:
+def _pools(lives: list[Label], how: Credit) -> Iterator[tuple[list[list[Label]], credit.Baseline]]:
     """Lives that are compared with one another, as groups, each pool with its baseline. A life alone in its group, or without
     one, is compared with the others of its environment instead."""
     if how.baseline == "position":
@@ -166,7 +171,7 @@ def _pools(lives: list[Label], how: Credit) -> Iterator[tuple[list[list[Label]],
         yield [[label] for label in alone], "position"
 
 
-def _worth(groups: list[list[Label]], how: Credit, baseline: str) -> dict[tuple[str, str, int], float]:
+def _worth(groups: list[list[Label]], how: Credit, baseline: credit.Baseline) -> dict[tuple[str, str, int], float]:
     most, longest = max(map(len, groups)), max(len(label["rewards"]) for group in groups for label in group)
     rewards = np.full((len(groups), most, longest), np.nan)
     updates = np.full((len(groups), most, max(0, longest - 1)), np.nan)
@@ -176,8 +181,11 @@ def _worth(groups: list[list[Label]], how: Credit, baseline: str) -> dict[tuple[
             rewards[p, g, : len(label["rewards"])] = _floats(label["rewards"])
             updates[p, g, : len(label["updates"])] = _floats(label["updates"])
             heirs[p, g, : len(label["heirs"])] = label["heirs"]
-    if how.kind == "segment":
-        made = credit.segment_credit(
+    if how.kind == "trajectory":
+        made = credit.trajectory_credit(rewards, updates, baseline=baseline)
+    else:
+        credited = credit.segment_credit if how.kind == "segment" else credit.solve_only_credit
+        made = credited(
             rewards,
             updates,
             returns=how.returns,
@@ -187,10 +195,6 @@ def _worth(groups: list[list[Label]], how: Credit, baseline: str) -> dict[tuple[
             own=how.own,
             heirs=heirs,
         )
-    elif how.kind == "trajectory":
-        made = credit.trajectory_credit(rewards, updates, baseline=baseline)
-    else:
-        made = credit.solve_only_credit(rewards, updates, baseline=baseline)
     out: dict[tuple[str, str, int], float] = {}
     for p, group in enumerate(groups):
         for g, label in enumerate(group):

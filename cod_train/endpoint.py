@@ -17,17 +17,16 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import Awaitable, Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
 from functools import lru_cache
 from math import isfinite
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 from cod_agent.errors import MissingExtra, ModelRefused, UsageError
 from cod_agent.journal.answers import as_stream
 from cod_train.dialect import Asked, Refused, Said, read_request, write_answer
+from cod_train.model import Drawn, Generate
 from cod_train.prompts import PromptIds
 from cod_train.tool_calls import parser_called, text_of
 
@@ -41,23 +40,6 @@ _IDLE = 3600
 """Seconds a connection may rest: agents wait for tools, and a connection closed under a request costs a retry."""
 _CLOSING = 2
 """Seconds that answers under way get to finish when the endpoint closes."""
-
-
-@dataclass(frozen=True, slots=True)
-class Drawn:
-    """What the trainer's server sampled."""
-
-    token_ids: list[int]
-    """The token that ends the turn included."""
-    log_probs: list[float]
-    """One per sampled token, natural logarithm."""
-    finish: Literal["stop", "length"]
-    weights: str
-    """Which weights sampled them."""
-
-
-Generate = Callable[[str, list[int], dict[str, Any]], Awaitable[Drawn]]
-"""(request id, prompt ids, sampling parameters: temperature, top_p, top_k, max_tokens and, if asked for, seed)."""
 
 
 class Endpoint:

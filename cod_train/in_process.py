@@ -59,7 +59,10 @@ class InProcess:
         model = self.worker.actor.model_config
         self.tokenizer = model.tokenizer
         self._engine = engine_for(
-            Path(config.actor_rollout_ref.model.path), slots=options.slots, threads=options.threads, seed=options.get("seed", 0)
+            Path(config.actor_rollout_ref.model.path),
+            slots=options.slots,
+            threads=options.threads,
+            seed=options.get("seed", 0),
         )
         self._prompts = PromptIds(self.tokenizer)
         self.train_packs = Packs("train", self.tokenizer, config.data)
@@ -122,7 +125,11 @@ class InProcess:
         first = (self.step - 1) * size
         places = [self.train_packs[at % len(self.train_packs)]["place"] for at in range(first, first + size)]
         rollouts, lost = self._rollouts(places, self.config.actor_rollout_ref.rollout.n, "train")
-        rows = [row for rollout in rollouts for row in rows_of(rollout, merge=self.settings.merge, shaping=self.settings.shaping)]
+        rows = [
+            row
+            for rollout in rollouts
+            for row in rows_of(rollout, merge=self.settings.merge, shaping=self.settings.shaping)
+        ]
         for reason, count in lost.items():
             logger.warning("step %s: %s rollouts do not train: %s", self.step, count, reason)
         if not rows:
@@ -318,8 +325,16 @@ def _one_process_group(config: Any) -> None:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     os.environ[DEVICE] = "cpu"
-    os.environ |= {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    os.environ |= {
+        "RANK": "0",
+        "WORLD_SIZE": "1",
+        "LOCAL_RANK": "0",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+    }
     from cod_train.verl import compat
 
     compat.check_version()
-    import cod_train.verl.plugin  # noqa: F401
+    from cod_train.verl import plugin
+
+    plugin.use_cpu()  # composing the config may have imported verl before it was known where to compute

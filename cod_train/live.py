@@ -90,9 +90,7 @@ class Recorder:
     def _world(self, place: Place) -> Any:
         key = (place["world"], place["seed"], place["split"], place["form"])
         if key not in self._worlds:
-            self._worlds[key] = make_world(
-                place["world"], seed=place["seed"], split=place["split"], form=place["form"]
-            )
+            self._worlds[key] = make_world(place["world"], seed=place["seed"], split=place["split"], form=place["form"])
         return self._worlds[key]
 
 

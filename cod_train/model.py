@@ -24,16 +24,17 @@ class Drawn:
     """What a rollout server answered."""
 
     token_ids: Sequence[int]
+    """The token that ends the turn included."""
     log_probs: Sequence[float]
-    """Of the model's own distribution, natural."""
+    """One per sampled token, natural logarithm, of the model's own distribution."""
     finish: str
     """stop or length"""
     weights: str
-    """Which weights answered."""
+    """Which weights sampled them."""
 
 
 Generate = Callable[[str, list[int], dict[str, Any]], Awaitable[Drawn]]
-"""(request id, prompt ids, sampling parameters) -> what was drawn."""
+"""(request id, prompt ids, sampling parameters as chat completion APIs name them) -> what was drawn."""
 
 
 class TokenModel:

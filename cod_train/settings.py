@@ -20,9 +20,18 @@ DEVICE = "COD_TRAIN_DEVICE"
 CPU_BACKEND = "cod_cpu"
 """`rollout.name` on a machine without a GPU."""
 
-OURS_IN_DATA = (
-    "source world form pack_size train_packs eval_packs eval_seed recorded recorded_share max_staleness".split()
-)
+OURS_IN_DATA = [
+    "source",
+    "world",
+    "form",
+    "pack_size",
+    "train_packs",
+    "eval_packs",
+    "eval_seed",
+    "recorded",
+    "recorded_share",
+    "max_staleness",
+]
 
 
 class Settings(BaseModel):

@@ -1,4 +1,4 @@
-"""`python -m cod_train.verl_main [--dry-run] key=value ...`: train with verl, on a Ray cluster or on this machine's CPU.
+"""`python -m cod_train.verl_main [--dry-run|--in-process] key=value ...`: train with verl, on a Ray cluster or this machine's CPU.
 
     python -m cod_train.verl_main --config-name=cpu_tiny trainer.total_training_steps=30
     python -m cod_train.verl_main --config-name=cluster_8b trainer.nnodes=3 --dry-run
@@ -16,20 +16,32 @@ from typing import Any
 
 CONF = Path(__file__).parent / "conf"
 
+SEARCH = "hydra.searchpath=[pkg://verl.trainer.config,pkg://cod_train.conf]"
+"""Where the configs are found that a config builds on: verl's defaults, and ours for a config of the user's own."""
+
+CPU_ENVIRONMENT = {
+    "OMP_NUM_THREADS": "1",
+    # Large blocks stay with the process: a step frees and takes the same ones again.
+    "MALLOC_MMAP_THRESHOLD_": "2000000000",
+    "MALLOC_TRIM_THRESHOLD_": "4000000000",
+}
+"""Of processes that compute on the CPU; allocators read theirs when they start."""
+
 
 def main(arguments: list[str] | None = None) -> None:
     """The command line."""
     from cod_agent.errors import CodError
 
     given = list(sys.argv[1:] if arguments is None else arguments)
-    dry = "--dry-run" in given
-    given = [argument for argument in given if argument != "--dry-run"]
+    way = [given.remove(flag) or flag for flag in ("--dry-run", "--in-process") if flag in given]  # type: ignore[func-returns-value]
     try:
         config = composed(given)
-        if dry:
+        if "--dry-run" in way:
             from cod_train.dry_run import show
 
             show(config)
+        elif way:
+            train_in_process(config)
         else:
             train(config)
     except CodError as error:
@@ -57,15 +69,19 @@ def composed(arguments: list[str]) -> Any:
         elif argument.startswith("--config-dir="):
             folder = Path(argument.partition("=")[2]).absolute()
         elif argument.startswith("-"):
-            raise UsageError(f"no option {argument}: there are --config-name=, --config-dir=, --dry-run and key=value")
+            raise UsageError(
+                f"no option {argument}: there are --config-name=, --config-dir=, --dry-run, --in-process and key=value"
+            )
         else:
             overrides.append(argument)
     try:
         with initialize_config_dir(str(folder), version_base=None):
-            config = compose(name, overrides)
+            config = compose(name, [*overrides, SEARCH])
         base = OmegaConf.select(config, "actor_rollout_ref.model.path")
         if base in POLICIES:
             config.actor_rollout_ref.model.path = str(folder_of(base))
+        # Processes on other nodes start elsewhere.
+        config.trainer.default_local_dir = str(Path(config.trainer.default_local_dir).absolute())
     except (HydraException, OmegaConfBaseException) as error:
         raise UsageError(f"the config does not compose: {error}") from None
     return config
@@ -92,11 +108,27 @@ def train(config: Any) -> None:
 
     with open_dict(config):
         init = config.ray_kwargs.ray_init
+        if init.get("address") or os.environ.get("RAY_ADDRESS"):
+            init.num_cpus = init.num_gpus = None  # a running Ray knows its own
         init.runtime_env = {"env_vars": {**environment, **(init.get("runtime_env") or {}).get("env_vars", {})}}
-    validate_config(
-        config=config, use_reference_policy=need_reference_policy(config), use_critic=need_critic(config)
-    )
+    validate_config(config=config, use_reference_policy=need_reference_policy(config), use_critic=need_critic(config))
     run_ppo(config, task_runner_class=ray.remote(task_runner()))
+
+
+def train_in_process(config: Any) -> None:
+    """The same training in this process, without Ray: one rank, on the CPU.
+
+    Raises:
+        UsageError: the config does not hold together, or wants more.
+    """
+    os.environ.update(_environment(config))
+    from cod_train.in_process import InProcess
+
+    run = InProcess(config)
+    try:
+        run.fit()
+    finally:
+        run.close()
 
 
 def task_runner() -> type:
@@ -126,11 +158,11 @@ def _environment(config: Any) -> dict[str, str]:
     }
     folder = Path(config.trainer.default_local_dir).absolute()
     folder.mkdir(parents=True, exist_ok=True)
-    out |= {"TENSORBOARD_DIR": str(folder / "tensorboard"), "VERL_FILE_LOGGER_PATH": str(folder / "metrics.jsonl")}
-    if cpu:
-        # Large blocks are kept: a step frees and takes the same ones again.
-        out |= {"OMP_NUM_THREADS": "1", "MALLOC_MMAP_THRESHOLD_": "2000000000", "MALLOC_TRIM_THRESHOLD_": "4000000000"}
-    return out
+    # A file for each sitting: verl's logger begins its file anew.
+    sitting = len(list(folder.glob("metrics-*.jsonl"))) + 1
+    metrics = folder / f"metrics-{sitting:03d}.jsonl"
+    out |= {"TENSORBOARD_DIR": str(folder / "tensorboard"), "VERL_FILE_LOGGER_PATH": str(metrics)}
+    return {**out, **CPU_ENVIRONMENT} if cpu else out
 
 
 if __name__ == "__main__":

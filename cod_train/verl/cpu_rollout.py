@@ -78,9 +78,7 @@ class Replica(RolloutReplica):
         options = _options(self.config)
         self.servers = [
             ray.remote(Server)
-            .options(
-                name=_server_name(self.replica_rank, number), num_cpus=0, max_concurrency=self.max_concurrency
-            )
+            .options(name=_server_name(self.replica_rank, number), num_cpus=0, max_concurrency=self.max_concurrency)
             .remote(
                 self.model_config.path,
                 slots=options["slots"],

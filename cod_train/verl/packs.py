@@ -1,13 +1,17 @@
 """What a step is made of: packs to live, groups of recorded rollouts, or some of each.
 
-verl asks for a dataset; an item here is only a place (`world`, `split`, `seed`, `pack`), or the names of recorded rollouts. What is
-recorded and cannot train is counted when the dataset is made, and said.
+verl asks for a dataset; an item here is only a place (`world`, `split`, `seed`, `pack`), or the names of recorded rollouts. Each
+recorded rollout is used once, older weights first, and not at a step that is further from its weights than `data.max_staleness`.
+What is recorded and does not train is counted when the dataset is made, and said.
 """
 
 from __future__ import annotations
 
 import logging
+import re
+from bisect import bisect_left
 from collections import defaultdict
+from math import ceil
 from typing import Any
 
 import torch
@@ -31,37 +35,10 @@ def read_recorded(place: Recorded, settings: Settings) -> Rollout:
         return read_rollout(conn, place["run"], format_penalty=settings.format_penalty, file=place["file"])
 
 
-def recorded_groups(settings: Settings, most: int, tokenizer: Any) -> tuple[list[list[Recorded]], Account]:
-    """The recorded rollouts that can train, in groups of at most `most`, each with rollouts of one pack first.
-
-    Rollouts without a group come in lots of `most`, one environment after the other.
-
-    Raises:
-        UsageError: nothing can train; the message has the account.
-    """
-    account = Account()
-    groups: dict[tuple[str, str], list[Recorded]] = defaultdict(list)
-
-    def spelt(ids: list[int]) -> str:
-        return str(tokenizer.decode(ids, skip_special_tokens=True))
-
-    for file in settings.files:
-        with look(file) as conn:
-            for (run,) in conn.execute("SELECT id FROM runs ORDER BY id").fetchall():
-                rollout = read_rollout(
-                    conn,
-                    run,
-                    format_penalty=settings.format_penalty,
-                    file=str(file),
-                    spell=spelt,
-                    vocabulary=len(tokenizer),
-                )
-                account.take(rollout)
-                if any(not segment.refused for segment in rollout.segments):
-                    groups[rollout.environment, rollout.group].append({"file": str(file), "run": run})
-    if not groups:
-        raise UsageError(f"nothing recorded there can train. {account}")
-    return [group[at : at + most] for _, group in sorted(groups.items()) for at in range(0, len(group), most)], account
+def version_of(rollout: Rollout, name: str) -> int:
+    """After which step of the training called `name` the oldest weights of a rollout came; 0: they are the base, or unknown."""
+    found = [re.fullmatch(rf"{re.escape(name)}/step-(\d+)", weights) for weights in rollout.weights]
+    return min((int(match[1]) if match else 0 for match in found), default=0)
 
 
 class Packs(Dataset):  # type: ignore[type-arg]
@@ -72,23 +49,24 @@ class Packs(Dataset):  # type: ignore[type-arg]
 
         given = {name: config[name] for name in OURS_IN_DATA if config.get(name) is not None}
         plain = OmegaConf.to_container(OmegaConf.create(given), resolve=True)
+        # What is not said in `data` is of no account for which packs there are.
         self.settings = Settings.checked({**plain, "seed": config.get("seed") or 0, "max_tokens": 1})  # type: ignore[dict-item]
         self.split = "eval" if "eval" in str(data_files) else "train"
-        self.recorded: list[list[Recorded]] = []
+        self._batch, self._group = int(config.train_batch_size), int(config.rollouts_per_pack)
+        self._recorded: dict[int, list[Recorded]] = {}
+        self.account = Account()
         settings = self.settings
         if self.split == "train" and settings.source != "live":
-            self.recorded, account = recorded_groups(settings, int(config.rollouts_per_pack), tokenizer)
-            logger.warning("recorded: %s", account)
-        if self.split == "eval":
-            self._length = settings.eval_packs
-        elif settings.source == "recorded":
-            self._length = len(self.recorded)
-        else:
-            self._length = settings.train_packs
-        if self.split == "train" and self._length < int(config.train_batch_size):
+            self._recorded = self._laid_out(self._groups(tokenizer, str(config.weights_name)))
+            logger.warning("recorded: %s", self.account)
+        self._at = sorted(self._recorded)
+        self._length = settings.eval_packs if self.split == "eval" else settings.train_packs
+        if self.split == "train" and settings.source == "recorded":
+            self._length = len(self._recorded)
+        if self.split == "train" and self._length < self._batch:
             raise UsageError(
-                f"a step takes {config.train_batch_size} packs and there are {self._length}: lower data.train_batch_size, "
-                "or record more"
+                f"a step takes {self._batch} packs and there are {self._length}: lower data.train_batch_size, or record more. "
+                f"{self.account if self._recorded else ''}"
             )
         for world in settings.worlds:  # an unknown one is an error now, not in a worker
             make_world(world, form=settings.form)
@@ -110,17 +88,64 @@ class Packs(Dataset):  # type: ignore[type-arg]
 
     def _place(self, index: int) -> dict[str, Any]:
         settings = self.settings
-        share = {"live": 0.0, "recorded": 1.0, "mixed": settings.recorded_share}[settings.source]
-        before, after = int(index * share), int((index + 1) * share)
-        if self.split == "train" and after > before:
-            return {"recorded": self.recorded[before % len(self.recorded)]}
-        live = index - before if self.split == "train" else index
-        worlds = settings.worlds
+        if index in self._recorded:
+            return {"recorded": self._recorded[index]}
+        live = index - bisect_left(self._at, index)
         return {
-            "world": worlds[live % len(worlds)],
+            "world": settings.worlds[live % len(settings.worlds)],
             "form": settings.form,
             "split": self.split,
             "seed": settings.seed if self.split == "train" else settings.eval_seed,
-            "pack": live // len(worlds),
+            "pack": live // len(settings.worlds),
             "size": settings.pack_size,
         }
+
+    def _groups(self, tokenizer: Any, name: str) -> list[tuple[int, list[Recorded]]]:
+        """The recorded rollouts that can train, with the version of their weights, in lots of a group's size: those of one pack
+        together, those without a pack by environment.
+
+        Raises:
+            UsageError: nothing can train; the message has the account.
+        """
+        groups: dict[tuple[str, str, int], list[Recorded]] = defaultdict(list)
+
+        def spelt(ids: list[int]) -> str:
+            return str(tokenizer.decode(ids, skip_special_tokens=True))
+
+        settings = self.settings
+        for file in settings.files:
+            with look(file) as conn:
+                for (run,) in conn.execute("SELECT id FROM runs ORDER BY id").fetchall():
+                    read = read_rollout(
+                        conn,
+                        run,
+                        format_penalty=settings.format_penalty,
+                        file=str(file),
+                        spell=spelt,
+                        vocabulary=len(tokenizer),
+                    )
+                    self.account.take(read)
+                    if any(not segment.refused for segment in read.segments):
+                        key = read.environment, read.group, version_of(read, name)
+                        groups[key].append({"file": str(file), "run": run})
+        if not groups:
+            raise UsageError(f"nothing recorded there can train. {self.account}")
+        most = self._group
+        by_age = sorted(groups.items(), key=lambda item: (item[0][2], item[0]))
+        return [(key[2], group[at : at + most]) for key, group in by_age for at in range(0, len(group), most)]
+
+    def _laid_out(self, groups: list[tuple[int, list[Recorded]]]) -> dict[int, list[Recorded]]:
+        """At which index each recorded group is used."""
+        settings = self.settings
+        share = 1.0 if settings.source == "recorded" else settings.recorded_share
+        out: dict[int, list[Recorded]] = {}
+        for version, group in groups:
+            index = ceil((len(out) + 1) / share) - 1
+            step = index // self._batch + 1
+            # A step's own weights are those after the step before it.
+            if step - 1 - version > settings.max_staleness:
+                reason = f"stale: older than data.max_staleness={settings.max_staleness} steps when their turn came"
+                self.account.refuse(reason, f"{group[0]['file']}, for step {step}", len(group))
+            else:
+                out[index] = group
+        return out

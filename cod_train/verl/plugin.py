@@ -13,10 +13,8 @@ from cod_train.settings import CPU_BACKEND, DEVICE
 from cod_train.verl import compat
 
 
-def _register() -> None:
-    policy_loss.register()
-    if os.environ.get(DEVICE) != "cpu":
-        return
+def use_cpu() -> None:
+    """Have verl compute on the CPU in this process, from now on."""
     from cod_train.verl.cpu_platform import CpuPlatform
 
     compat.use_cpu_platform(CpuPlatform())
@@ -29,4 +27,6 @@ def _register() -> None:
     compat.register_rollout_backend(CPU_BACKEND, "cod_train.verl.cpu_rollout.ServerAdapter", replica)
 
 
-_register()
+if os.environ.get(DEVICE) == "cpu":
+    use_cpu()  # before anything else of verl is imported: some of it takes names from there
+policy_loss.register()

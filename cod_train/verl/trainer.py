@@ -29,6 +29,7 @@ from cod_train.verl.rows import UPDATE_READS, padding, row_name, update_options
 
 logger = logging.getLogger(__name__)
 
+
 class SegmentCreditTrainer(PPOTrainerSync):
     """`trainer_mode=sync`, as `cod_train.verl_main` has it."""
 
@@ -66,7 +67,8 @@ class SegmentCreditTrainer(PPOTrainerSync):
             logger.warning("step %s: %s rollouts do not train: %s", self.global_steps, count, reason)
         if not real:
             raise UsageError(
-                f"no rollout of step {self.global_steps} can train: " + "; ".join(f"{n} x {why}" for why, n in lost.items())
+                f"no rollout of step {self.global_steps} can train: "
+                + "; ".join(f"{n} x {why}" for why, n in lost.items())
             )
         names = [row_name(batch.tags[at]["label"], batch.keys[at]) for at in real]
         order = layout(
@@ -132,7 +134,11 @@ class SegmentCreditTrainer(PPOTrainerSync):
         ranks = compat.dispatch_ranks(self.actor_rollout_wg)
         extra = {**batch.extra_info, **update_options(self.config, self.settings, len(batch), ranks)}
         only = KVBatchMeta(
-            keys=batch.keys, tags=batch.tags, partition_id=batch.partition_id, fields=list(UPDATE_READS), extra_info=extra
+            keys=batch.keys,
+            tags=batch.tags,
+            partition_id=batch.partition_id,
+            fields=list(UPDATE_READS),
+            extra_info=extra,
         )
         out = rename_dict(self.actor_rollout_wg.update_actor(only)["metrics"], "actor/")
         out["perf/mfu/actor"] = out.pop("actor/mfu", 0.0)

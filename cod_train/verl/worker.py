@@ -24,7 +24,7 @@ from cod_train.prompts import PromptIds
 from cod_train.rollouts import Rollout
 from cod_train.settings import Settings
 from cod_train.verl import compat
-from cod_train.verl.packs import read_recorded
+from cod_train.verl.packs import read_recorded, version_of
 from cod_train.verl.rows import Stored, padding, stored
 
 logger = logging.getLogger(__name__)
@@ -61,7 +61,7 @@ class PackWorker(compat.worker_class()):  # type: ignore[misc]
         if validate:
             await self._put_validation(key, rollout, kw)
         elif rows:
-            version = step - 1
+            version = version_of(rollout, self._settings.name) if "recorded" in kw["place"] else step - 1
             await self._put([stored(f"{key}_{number}", row, step, version) for number, row in enumerate(rows)])
         else:
             reasons = {segment.refused for segment in rollout.segments if segment.refused} or {"it has no calls"}
@@ -117,7 +117,9 @@ class PackWorker(compat.worker_class()):  # type: ignore[misc]
         out = await self.llm_client.generate(
             request_id=request, prompt_ids=prompt, sampling_params={**params, "logprobs": True}
         )
-        finish = "length" if out.stop_reason == "length" or len(out.token_ids) >= params.get("max_tokens", 1e9) else "stop"
+        finish = (
+            "length" if out.stop_reason == "length" or len(out.token_ids) >= params.get("max_tokens", 1e9) else "stop"
+        )
         weights = f"{self._settings.name}/step-{out.extra_fields.get('global_steps') or 0}"
         return Drawn(out.token_ids, out.log_probs or [], finish, weights)
 
@@ -128,8 +130,14 @@ class PackWorker(compat.worker_class()):  # type: ignore[misc]
         if self._endpoint is None:
             from cod_train.endpoint import Endpoint
 
+            rollout = self.config.actor_rollout_ref.rollout
+            longest = self._settings.context_length or rollout.prompt_length + rollout.response_length
             self._endpoint = Endpoint(
-                self._settings.name, self.tokenizer, self._generate, max_tokens=self._settings.max_tokens
+                self._settings.name,
+                self.tokenizer,
+                self._generate,
+                context_length=longest,
+                max_tokens=self._settings.max_tokens,
             )
             self._base_url = await self._endpoint.start()
         return made_solver(self._settings.solver, self._base_url, self._settings.name)

@@ -1,0 +1,232 @@
+"""`cod train`: the short way to train, from recorded lives, in a world, or both.
+
+It composes the config that `python -m cod_train.verl_main` takes, runs that in a process of its own with its output in
+OUT/train.log, and reads from OUT how it goes. The same command again goes on where it was.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from cod_agent.cli.output import command_line, console, print_json
+from cod_agent.errors import CodError, MissingExtra, UsageError
+from cod_agent.policies import POLICIES, folder_of
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+POLL = 0.5
+"""Seconds between two looks at how it goes."""
+
+
+@app.command("train")
+def train(
+    more: Annotated[
+        list[str] | None, typer.Argument(metavar="[DB|KEY=VALUE]...", help="More run databases; keys of the config.")
+    ] = None,
+    source: Annotated[
+        list[str] | None, typer.Option("--from", metavar="DB", help="Run databases to train from; several may follow.")
+    ] = None,
+    env: Annotated[
+        str | None, typer.Option("--env", metavar="WORLD", help="Live in this world (default: frozen-lake:small).")
+    ] = None,
+    base: Annotated[str, typer.Option("--base", help="A shipped policy or a Hugging Face folder.")] = "embedded-base",
+    out: Annotated[Path, typer.Option("--out", help="Where checkpoints, metrics, records and figure go.")] = Path(
+        "trained"
+    ),
+    steps: Annotated[int | None, typer.Option("--steps", help="Steps in all (default: the config's).")] = None,
+    packs: Annotated[int | None, typer.Option("--packs", help="Packs in a step.")] = None,
+    group: Annotated[int | None, typer.Option("--group", help="Rollouts of each pack.")] = None,
+    rate: Annotated[float | None, typer.Option("--rate", help="Learning rate.")] = None,
+    seed: Annotated[int, typer.Option("--seed", help="Of the packs and the sampling.")] = 0,
+    eval_packs: Annotated[
+        int, typer.Option("--eval-packs", help="Held-out packs lived before and after; 0 measures nothing.")
+    ] = 128,
+    save_every: Annotated[int, typer.Option("--save-every", help="Steps between checkpoints.")] = 10,
+    form: Annotated[
+        str | None, typer.Option("--form", metavar="natural|compact", help="How worlds talk (default: what fits).")
+    ] = None,
+    in_process: Annotated[
+        bool, typer.Option("--in-process", help="One process, without Ray: the same update, sooner begun.")
+    ] = False,
+    wandb: Annotated[bool, typer.Option("--wandb", help="Send metrics to Weights & Biases, too.")] = False,
+    config: Annotated[str, typer.Option("--config", help="cpu_tiny, gpu_small, cluster_8b, or your own.")] = "cpu_tiny",
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
+) -> None:
+    """Train a policy by reinforcement learning with segment credit.
+
+    Example: cod train --env frozen-lake:small --base embedded-base --out trained --in-process
+    """
+    more = more or []
+    files = [*(source or []), *(word for word in more if "=" not in word)]
+    if more and not source and files:
+        raise UsageError(f"what is {files[0]!r}? Run databases follow --from, keys of the config have an =")
+    for file in files:
+        if not Path(file).is_file():
+            raise UsageError(f"no such file: {file}")
+    origin = "live" if not files else "mixed" if env else "recorded"
+    words = [f"--config-name={config}", f"data.source={origin}", f"trainer.default_local_dir={json.dumps(str(out))}"]
+    words += [f"data.recorded={json.dumps([str(Path(file).absolute()) for file in files])}"]
+    words += [f"data.seed={seed}", f"+actor_rollout_ref.rollout.engine_kwargs.cod_cpu.seed={seed}"]
+    words += [f"actor_rollout_ref.model.path={json.dumps(base)}", f"trainer.save_freq={save_every}"]
+    words += [f"trainer.experiment_name={json.dumps(out.resolve().name)}", f"data.form={form or _form(base)}"]
+    given = {
+        "data.world": env,
+        "trainer.total_training_steps": steps,
+        "data.train_batch_size": packs,
+        "actor_rollout_ref.rollout.n": group,
+        "actor_rollout_ref.actor.optim.lr": rate,
+    }
+    words += [f"{key}={value}" for key, value in given.items() if value is not None]
+    if eval_packs:
+        last = f"{steps}" if steps is not None else "${trainer.total_training_steps}"
+        words += [f"data.eval_packs={eval_packs}", "trainer.val_before_train=true", f"trainer.test_freq={last}"]
+    words += [f"trainer.logger=[file,tensorboard{',wandb' if wandb else ''}]"]
+    words += [word for word in more if "=" in word]
+    _begin(out, words)
+    _run(words, out, in_process, quiet=as_json)
+    _tell(out, base, as_json)
+
+
+def _form(base: str) -> str:
+    """The compact form for the shipped policies and what descends from them."""
+    if base in POLICIES:
+        return "compact"
+    template = Path(base) / "chat_template.jinja"
+    shipped = folder_of(POLICIES[0]) / "chat_template.jinja"
+    return "compact" if template.is_file() and template.read_bytes() == shipped.read_bytes() else "natural"
+
+
+def _begin(out: Path, words: list[str]) -> None:
+    """Note what is trained here; a folder belongs to one training."""
+    out.mkdir(parents=True, exist_ok=True)
+    note, free = out / "train.json", ("trainer.total_training_steps", "trainer.test_freq", "trainer.logger")
+    if note.is_file():
+        before = json.loads(note.read_text())["config"]
+        kept, said = ([word for word in some if not word.startswith(free)] for some in (before, words))
+        if kept != said:
+            other = sorted(set(kept) ^ set(said))
+            raise UsageError(
+                f"{out} is of another training ({', '.join(other)}): choose another --out, or say the same"
+            )
+    note.write_text(json.dumps({"config": words}, indent=2) + "\n")
+
+
+def _run(words: list[str], out: Path, in_process: bool, *, quiet: bool) -> None:
+    """Train in a process of its own, saying how it goes.
+
+    Raises:
+        CodError: it failed; the message has its last words.
+    """
+    from cod_train.progress import steps
+    from cod_train.verl_main import CPU_ENVIRONMENT, composed
+
+    config = composed(words)
+    total = config.trainer.total_training_steps
+    way = ["--in-process"] if in_process else []
+    log = out / "train.log"
+    typer.echo(f"Training in {out}; its log is {log}", err=True)
+    environment = {**os.environ, **(CPU_ENVIRONMENT if config.trainer.device == "cpu" else {})}
+    with log.open("ab") as told:
+        command = [sys.executable, "-m", "cod_train.verl_main", *way, *words]
+        began = told.tell()
+        process = subprocess.Popen(command, stdout=told, stderr=subprocess.STDOUT, env=environment)
+        said = len(steps(out))
+        try:
+            while (ended := process.poll()) is None:
+                time.sleep(POLL)
+                said = _say_steps(steps(out), said, total, quiet)
+        except KeyboardInterrupt:
+            process.wait()
+            typer.echo(f"Stopped. The same command goes on: {command_line(*sys.argv)}", err=True)
+            raise typer.Exit(130) from None
+        _say_steps(steps(out), said, total, quiet)
+    if ended:
+        raise CodError(
+            f"{_last_words(log, began)}\nThe whole log is {log}; the same command goes on from the last checkpoint"
+        )
+
+
+def _say_steps(done: list[Any], said: int, total: int | None, quiet: bool) -> int:
+    for step in done[said:]:
+        by_position = " ".join(f"{reward:.2f}" for reward in step.rewards)
+        lost = step.metrics.get("cod/rollouts_lost", 0)
+        typer.echo(
+            f"step {step.number:4d} of {total}  reward {step.reward:.3f}  by position {by_position}  {step.seconds:.1f} s"
+            + (f"  {lost:.0f} rollouts lost" if lost else ""),
+            err=quiet,
+        )
+    return len(done)
+
+
+def _last_words(log: Path, began: int) -> str:
+    """What the process said last that is an error and not a frame of a traceback."""
+    with log.open("rb") as told:
+        told.seek(began)
+        lines = [line.strip() for line in told.read().decode(errors="replace").splitlines() if line.strip()]
+    found = [line for line in lines if "Error" in line and "File " not in line]
+    return (found or lines or ["it said nothing"])[-1][-1500:]
+
+
+def _tell(out: Path, base: str, as_json: bool) -> None:
+    from cod_train import progress
+
+    done, measured, checkpoint = progress.steps(out), progress.evaluations(out), progress.newest_checkpoint(out)
+    model = _exported(checkpoint, out / "model") if checkpoint else None
+    try:
+        figure: Path | None = progress.draw(out, f"{out.name}, from {base}", out / "train.png")
+    except MissingExtra as missing:
+        typer.echo(f"No figure: {missing}", err=True)
+        figure = None
+    files = {"figure": figure, "checkpoint": checkpoint, "model": model}
+    if as_json:
+        curves = {
+            str(step): {"positions": [point.json() for point in found.points], "overall": found.overall.json()}
+            for step, found in measured.items()
+        }
+        trained = [{"step": step.number, "reward": step.rewards, "seconds": step.seconds} for step in done]
+        shown = {name: str(path) for name, path in files.items() if path}
+        print_json({"steps": trained, "evaluations": curves, "files": shown})
+        return
+    if measured:
+        console().print(_table(measured))
+    typer.echo(f"Files: {', '.join(str(path) for path in files.values() if path)}")
+    if model is not None:
+        typer.echo(f"Look at it: {command_line('cod', 'eval', '--model', f'gguf:{model}')}")
+
+
+def _table(measured: dict[int, Any]) -> Any:
+    from rich.table import Table
+
+    table = Table(title="Reward by position on held-out packs, 95% intervals", title_justify="left")
+    table.add_column("after step", justify="right")
+    positions = max(len(found.points) for found in measured.values())
+    for position in range(positions):
+        table.add_column(f"task {position + 1}")
+    table.add_column("all")
+    for step, found in measured.items():
+        cells = [f"{point.mean:.2f} [{point.low:.2f}, {point.high:.2f}]" for point in (*found.points, found.overall)]
+        table.add_row(str(step), *cells)
+    return table
+
+
+def _exported(checkpoint: Path, folder: Path) -> Path | None:
+    """The checkpoint as a file of the embedded engine, where it is of the tiny form; None otherwise."""
+    shapes = json.loads((checkpoint / "config.json").read_text())
+    tiny = json.loads((folder_of(POLICIES[0]) / "config.json").read_text())
+    same = ("model_type", "hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
+    if any(shapes.get(key) != tiny.get(key) for key in same):
+        return None
+    from cod_train.tiny.export import write_gguf
+
+    shutil.copytree(checkpoint, folder, dirs_exist_ok=True)
+    write_gguf(folder, folder / "model.gguf", folder.parent.name)
+    return folder / "model.gguf"

@@ -1,0 +1,193 @@
+"""A training step's rows: what each is worth and where it stands, whatever order it came in."""
+
+from __future__ import annotations
+
+import math
+import random
+from itertools import chain
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+pytest.importorskip("numpy")
+from cod_agent.errors import UsageError  # noqa: E402
+from cod_train.batch import Credit, Shaping, advantages, layout, rows_of  # noqa: E402
+from cod_train.rollouts import Call, Rollout, Segment  # noqa: E402
+
+
+def call(*lengths: int) -> tuple[Call, ...]:
+    """A conversation of calls that extend one another: (asked, answered, asked, answered, ...) lengths."""
+    told: list[int] = []
+    out = []
+    for asked, answered in zip(lengths[::2], lengths[1::2], strict=True):
+        told = told + list(range(asked))
+        sampled = [7] * answered
+        out.append(Call(list(told), sampled, [-0.5] * answered, "base"))
+        told = told + sampled
+    return tuple(out)
+
+
+def rollout(name: str, rewards: list[float], updates: list[float], group: str = "pack", world: str = "lake") -> Rollout:
+    segments = [Segment("solve", at, "done", call(5, 2, 3, 2)) for at in range(len(rewards))]
+    segments += [Segment("update", at, "done", call(9, 4)) for at in range(len(updates))]
+    heirs = tuple(range(1, len(rewards) + 1))
+    return Rollout(name, group, world, tuple(rewards), tuple(updates), heirs, tuple(segments), frozenset({"base"}))
+
+
+def labelled(*rollouts: Rollout) -> list[dict]:
+    return [dict(row.label) for row in chain.from_iterable(rows_of(one) for one in rollouts)]
+
+
+def worth(rows: list[dict], how: Credit | None = None) -> dict[tuple[str, str, int], float]:
+    values, _ = advantages(rows, how or Credit())
+    return {(row["rollout"], row["kind"], row["position"]): value for row, value in zip(rows, values, strict=True)}
+
+
+def test_rows_have_tokens_and_what_credit_needs() -> None:
+    rows = list(rows_of(rollout("a", [1.0, 0.0], [-0.1])))
+    assert [(row.label["kind"], row.label["position"]) for row in rows] == [("solve", 0), ("solve", 1), ("update", 0)]
+    assert rows[0].tokens.calls == 2 and rows[0].label["tokens"] == 4 == sum(rows[0].tokens.mask)
+    assert rows[0].label["rewards"] == [1.0, 0.0] and rows[0].label["updates"] == [-0.1]
+
+
+def test_a_pack_of_two_by_hand() -> None:
+    # solve 0: mean(1, 0) = .5 and mean(0, 0) = 0, less their mean .25; update 0: mean(0, 0) and mean(-.1, 0).
+    found = worth(labelled(rollout("a", [1.0, 0.0], [0.0]), rollout("b", [0.0, 0.0], [-0.1])))
+    assert found["a", "solve", 0] == pytest.approx(0.25) and found["b", "solve", 0] == pytest.approx(-0.25)
+    assert found["a", "update", 0] == pytest.approx(0.025) and found["b", "update", 0] == pytest.approx(-0.025)
+    assert found["a", "solve", 1] == 0.0
+
+
+def test_padding_counts_nothing_and_order_changes_nothing() -> None:
+    rows = labelled(rollout("a", [1.0, 0.0], [0.0]), rollout("b", [0.0, 1.0], [0.0]), rollout("c", [0.0, 0.0], [0.0]))
+    before = worth(rows)
+    shuffled: list[dict | None] = [*rows, None, None]
+    random.Random(1).shuffle(shuffled)
+    values, report = advantages(shuffled, Credit())
+    for row, value in zip(shuffled, values, strict=True):
+        assert value == (0.0 if row is None else before[row["rollout"], row["kind"], row["position"]])
+    assert report.rollouts == 3 and report.reward == {0: pytest.approx(1 / 3), 1: pytest.approx(1 / 3)}
+
+
+def test_rollouts_of_other_packs_and_worlds_are_not_compared_where_there_is_a_group() -> None:
+    ours = [rollout("a", [1.0], [], "p"), rollout("b", [0.0], [], "p")]
+    alone = worth(labelled(*ours))
+    beside = worth(
+        labelled(*ours, rollout("c", [1.0], [], "q"), rollout("d", [1.0], [], "q"), rollout("e", [0.0], [], "p", "x"))
+    )
+    assert alone["a", "solve", 0] == beside["a", "solve", 0] == 0.5
+
+
+def test_lives_without_a_group_are_compared_by_position_within_their_world() -> None:
+    found = worth(labelled(rollout("a", [1.0], [], ""), rollout("b", [0.0], [], ""), rollout("c", [1.0], [], "", "x")))
+    assert found["a", "solve", 0] == 1.0 and found["b", "solve", 0] == -1.0
+    assert found["c", "solve", 0] == 0.0
+
+
+def test_a_group_that_shrank_to_one_is_compared_with_the_others_of_its_world() -> None:
+    found = worth(labelled(rollout("a", [1.0], [], "p"), rollout("b", [0.0], [], "q"), rollout("c", [0.0], [], "r")))
+    assert found["a", "solve", 0] == 1.0 and found["b", "solve", 0] == -0.5
+
+
+def test_lost_rewards_leave_and_are_counted() -> None:
+    rows = labelled(rollout("a", [math.nan], []), rollout("b", [1.0], []), rollout("c", [0.0], []))
+    values, report = advantages(rows, Credit())
+    assert values.tolist() == [0.0, 0.5, -0.5]
+    assert report.dropped == {"no finite reward in its return": 1} and report.reward == {0: 0.5}
+
+
+def test_reweighting_makes_a_negative_token_mean_zero() -> None:
+    # The losing rollout's rows are longer: weighted by tokens the advantages sum below zero.
+    long = Rollout("b", "pack", "lake", (0.0,), (), (1,), (Segment("solve", 0, "done", call(5, 9)),), frozenset())
+    rows = labelled(rollout("a", [1.0], []), long)
+    plain, _ = advantages(rows, Credit())
+    weighted, report = advantages(rows, Credit(reweight="exact"))
+    tokens = [row["tokens"] for row in rows]
+    assert sum(value * n for value, n in zip(plain, tokens, strict=True)) < -1
+    assert sum(value * n for value, n in zip(weighted, tokens, strict=True)) == pytest.approx(0, abs=1e-9)
+    assert report.temperature > 0
+
+
+def test_credit_of_other_kinds() -> None:
+    rows = labelled(rollout("a", [1.0, 0.0], [0.0]), rollout("b", [0.0, 0.0], [0.0]))
+    whole = worth(rows, Credit(kind="trajectory"))
+    assert set(whole.values()) == {0.25, -0.25}
+    solves = worth(rows, Credit(kind="solve"))
+    assert solves["a", "update", 0] == 0.0 and solves["a", "solve", 0] == 0.25
+    with pytest.raises(UsageError, match="window"):
+        Credit(kind="trajectory", window=2)
+
+
+def test_the_length_penalty_shapes_training_only() -> None:
+    (row,) = rows_of(rollout("a", [1.0], []), shaping=Shaping(0.1, longest=4))
+    assert row.label["rewards"] == [0.95] and row.label["successes"] == [1.0]
+    assert Shaping(0.1, longest=4)(0.0, 4) == 0.0 and math.isnan(Shaping(0.1, longest=4)(math.nan, 4))
+
+
+# ---- layout ----
+
+SIZES = st.lists(st.integers(2, 200), min_size=1, max_size=60)
+
+
+def minis_of(order: list[int | None], minis: int, ranks: int) -> list[set[int]]:
+    """The rows of each mini-batch as verl's worker deals them: a rank's share, cut into mini-batches."""
+    share = len(order) // ranks
+    out: list[set[int]] = [set() for _ in range(minis)]
+    for rank in range(ranks):
+        hand = order[rank * share : (rank + 1) * share]
+        for mini in range(minis):
+            part = hand[mini * share // minis : (mini + 1) * share // minis]
+            out[mini] |= {row for row in part if row is not None}
+    return out
+
+
+@settings(max_examples=200, deadline=None)
+@given(SIZES, st.integers(1, 4), st.integers(1, 4), st.integers(1, 4), st.integers(0, 5))
+def test_every_row_once_and_the_same_mini_batches_for_any_number_of_ranks(
+    lengths: list[int], minis: int, ranks: int, micro: int, seed: int
+) -> None:
+    names = [f"{at:03d}" for at in range(len(lengths))]
+    order = layout(lengths, names, mini_batches=minis, ranks=ranks, micro_batches=micro, seed=seed)
+    assert sorted(row for row in order if row is not None) == list(range(len(lengths)))
+    assert len(order) % (minis * ranks * micro) == 0
+    one = layout(lengths, names, mini_batches=minis, ranks=1, micro_batches=1, seed=seed)
+    assert minis_of(order, minis, ranks) == minis_of(one, minis, 1)
+
+
+@settings(max_examples=50, deadline=None)
+@given(SIZES, st.randoms())
+def test_the_layout_does_not_depend_on_who_came_first(lengths: list[int], dice: random.Random) -> None:
+    came = list(range(len(lengths)))
+    dice.shuffle(came)
+    first = layout(lengths, [f"{at:03d}" for at in came], mini_batches=2, ranks=2, micro_batches=2, seed=3)
+    order = sorted(came)
+    at = {name: row for row, name in enumerate(came)}
+    again = layout(
+        [lengths[at[name]] for name in order],
+        [f"{name:03d}" for name in order],
+        mini_batches=2,
+        ranks=2,
+        micro_batches=2,
+        seed=3,
+    )
+    assert [None if row is None else came[row] for row in first] == [
+        None if row is None else order[row] for row in again
+    ]
+
+
+def test_ranks_and_mini_batches_have_as_much_to_do() -> None:
+    dice = random.Random(0)
+    lengths = [dice.randint(10, 200) for _ in range(451)]
+    order = layout(lengths, list(range(451)), mini_batches=2, ranks=2, micro_batches=4, seed=1)
+    share = len(order) // 4
+    loads = [
+        sum(lengths[row] for row in order[at : at + share] if row is not None) for at in range(0, len(order), share)
+    ]
+    assert max(loads) < 1.05 * min(loads)
+    assert sum(row is None for row in order) <= 16
+
+
+def test_a_layout_of_nothing_makes_no_sense() -> None:
+    with pytest.raises(UsageError, match="mini_batches"):
+        layout([3], ["a"], mini_batches=0, ranks=1, micro_batches=1, seed=0)
