@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,9 +24,15 @@ from cod_agent.models.base import Sampling
 Floats = NDArray[np.float32]
 Ints = NDArray[np.int64]
 
+AT_ONCE = 1024
+"""Tokens of prompts, padding included, that are read in one step at most: what scores between tokens take grows with it."""
+
 
 class SlotModel(Protocol):
     """A language model with room for the keys and values of several conversations."""
+
+    vocabulary: int
+    """Token ids are below it."""
 
     def step(self, tokens_B_N: Ints, start_B: Ints, slots_B: Ints, last_B: Ints) -> Floats:
         """Append tokens to slots from position `start_B` on; logits [B, vocabulary] of what follows index `last_B` of each row.
@@ -36,7 +42,11 @@ class SlotModel(Protocol):
         ...
 
     def load(self, weights: Mapping[str, Floats]) -> None:
-        """Take other weights, under their Hugging Face names."""
+        """Take other weights, under their Hugging Face names, and drop all keys and values.
+
+        Raises:
+            UsageError: they do not fit; the model stays as it was.
+        """
         ...
 
 
@@ -104,13 +114,17 @@ class BatchEngine:
         """An answer to come. `stop` is asked after every token whether nobody waits any more; the answer then ends there.
 
         Raises:
-            ModelRefused: the prompt is empty or leaves no room for an answer.
+            ModelRefused: the prompt is empty, leaves no room for an answer or holds ids that are no tokens.
             ModelError: the engine is closed. Set on the future: it failed, or the model's logits are no numbers.
         """
         limit = self.context_length - len(prompt)
         if not prompt or limit < 1:
             raise ModelRefused(
                 f"the prompt is {len(prompt)} tokens long: this engine takes 1 to {self.context_length - 1}"
+            )
+        if min(prompt) < 0 or max(prompt) >= self.model.vocabulary:
+            raise ModelRefused(
+                f"the prompt holds ids outside 0 to {self.model.vocabulary - 1}: it is another tokenizer's"
             )
         if sampling.max_tokens is not None:
             limit = min(limit, sampling.max_tokens)
@@ -161,7 +175,7 @@ class BatchEngine:
             fresh = self._admitted(waiting, bool(under_way))
             try:
                 for group in self._seated(fresh):
-                    under_way += self._advanced(group, self._prefill(group))
+                    under_way += self._advanced(group, self._read(group))
                 if under_way:
                     under_way = self._advanced(under_way, self._decode(under_way))
             except Exception as error:  # the thread must outlive whatever one answer does to it
@@ -204,10 +218,14 @@ class BatchEngine:
         """The answers with their slots, in groups of about as many tokens to read: padding is computed, too."""
         for answer in fresh:
             self._seat(answer)
+            while answer.unread > AT_ONCE:
+                self._read([answer], AT_ONCE)
+                answer.held += AT_ONCE
         groups: list[list[_Answer]] = []
         for answer in sorted(fresh, key=lambda answer: answer.unread):
-            if groups and answer.unread <= 1.5 * groups[-1][0].unread + 4:
-                groups[-1].append(answer)
+            last = groups[-1] if groups else []
+            if last and answer.unread <= min(1.5 * last[0].unread + 4, AT_ONCE / (len(last) + 1)):
+                last.append(answer)
             else:
                 groups.append([answer])
         return groups
@@ -220,11 +238,11 @@ class BatchEngine:
                 best, answer.held = at, len(kept)
         answer.slot, _ = self._free.pop(best)
 
-    def _prefill(self, group: list[_Answer]) -> Floats:
-        counts = np.array([answer.unread for answer in group])
+    def _read(self, group: list[_Answer], most: int = AT_ONCE) -> Floats:
+        counts = np.array([min(answer.unread, most) for answer in group])
         tokens = np.zeros((len(group), counts.max()), np.int64)
         for row, answer in enumerate(group):
-            tokens[row, : counts[row]] = answer.prompt[answer.held :]
+            tokens[row, : counts[row]] = answer.prompt[answer.held : answer.held + counts[row]]
         start = np.array([answer.held for answer in group])
         return self.model.step(tokens, start, _slots(group), counts - 1)
 
@@ -255,8 +273,14 @@ def _slots(answers: list[_Answer]) -> Ints:
     return np.array([answer.slot for answer in answers])
 
 
-def draw(logits_B_V: Floats, sampling: Sequence[Sampling], randoms: Sequence[Any]) -> tuple[Ints, Floats]:
-    """A token for each row, by the inverse of its cumulative distribution, and its log-probability before temperature and truncation."""
+def draw(
+    logits_B_V: Floats, sampling: Sequence[Sampling], randoms: Sequence[np.random.Generator]
+) -> tuple[Ints, NDArray[np.float64]]:
+    """A token for each row, by the inverse of its cumulative distribution, and its log-probability before temperature and truncation.
+
+    Raises:
+        FloatingPointError: a row's logits are no numbers.
+    """
     shifted = logits_B_V - logits_B_V.max(-1, keepdims=True)
     weights = np.exp(shifted)
     own = np.log(weights.sum(-1, dtype=np.float64))

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from cod_agent.errors import UsageError
 from cod_agent.models.batching import BatchEngine, Floats, Ints
@@ -23,6 +22,9 @@ from cod_agent.models.gguf import all_f32, read_tensors
 
 LARGEST = 16 << 20
 """Bytes of 32-bit weights up to which numpy is the faster engine on one core."""
+
+_FREED = 24 << 20
+"""Bytes, more than any array of a step takes."""
 
 _TOP = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
 _IN_LAYER = {
@@ -56,6 +58,7 @@ class Shape:
     """What the weights do not say of themselves."""
 
     layers: int
+    vocabulary: int
     heads: int
     size: int
     """Of a head."""
@@ -63,13 +66,15 @@ class Shape:
     theta: float
 
     @classmethod
-    def of_gguf(cls, metadata: dict[str, Any]) -> Shape:
-        """From the metadata of a GGUF file that `fits`."""
+    def of_gguf(cls, metadata: dict[str, Any], embedding: Floats) -> Shape:
+        """From the metadata of a GGUF file that `fits`, and its embedding."""
+        vocabulary, width = embedding.shape
         heads = int(metadata["llama.attention.head_count"])
         return cls(
             layers=int(metadata["llama.block_count"]),
+            vocabulary=vocabulary,
             heads=heads,
-            size=int(metadata.get("llama.attention.key_length", int(metadata["llama.embedding_length"]) // heads)),
+            size=int(metadata.get("llama.attention.key_length", width // heads)),
             eps=float(metadata["llama.attention.layer_norm_rms_epsilon"]),
             theta=float(metadata.get("llama.rope.freq_base", 10000.0)),
         )
@@ -77,12 +82,12 @@ class Shape:
     @classmethod
     def of_config(cls, config: Mapping[str, Any]) -> Shape | None:
         """From a Hugging Face `config.json`; None where the model is not one that can be computed here."""
-        heads, width, layers = (
-            config.get(key, 0) for key in ("num_attention_heads", "hidden_size", "num_hidden_layers")
+        heads, width, layers, vocabulary = (
+            config.get(key, 0) for key in ("num_attention_heads", "hidden_size", "num_hidden_layers", "vocab_size")
         )
         rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
         parameters = layers * width * (4 * width + 3 * config.get("intermediate_size", 0))
-        parameters += 2 * width * config.get("vocab_size", 0)
+        parameters += 2 * width * vocabulary
         if (
             config.get("model_type") != "llama"
             or config.get("hidden_act", "silu") != "silu"
@@ -93,8 +98,14 @@ class Shape:
             or 4 * parameters > LARGEST
         ):
             return None
-        theta = rope.get("rope_theta", config.get("rope_theta", 10000.0))
-        return cls(layers, heads, config.get("head_dim") or width // heads, config.get("rms_norm_eps", 1e-6), theta)
+        return cls(
+            layers=layers,
+            vocabulary=vocabulary,
+            heads=heads,
+            size=config.get("head_dim") or width // heads,
+            eps=config.get("rms_norm_eps", 1e-6),
+            theta=rope.get("rope_theta", config.get("rope_theta", 10000.0)),
+        )
 
 
 def hugging_face(tensors: Mapping[str, Floats], heads: int) -> dict[str, Floats]:
@@ -111,17 +122,40 @@ def hugging_face(tensors: Mapping[str, Floats], heads: int) -> dict[str, Floats]
     return out
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class _Layer:
-    qkv: Floats
-    """[width, 3 x width], the norm's weights folded in; so for `gate_up`."""
+    """Matrices [inputs, outputs]. What comes before or after them and is linear, too, is folded in: norms, the scale of scores."""
+
+    attention: Floats
+    """[width, 5 x heads x size]: queries and keys, both again with the halves of each head swapped and one negated, values.
+
+    The second pair is what the rotary embedding multiplies with the sine: computing it costs less than shuffling the first.
+    """
     out: Floats
     gate_up: Floats
     down: Floats
 
 
+@dataclass(frozen=True, slots=True)
+class _Seats:
+    """Where the rows of a step sit: a run of slots that is looked at in place, as long as few of them are empty, or copies."""
+
+    places: slice | Ints
+    """The slots to look at."""
+    rows: slice | Ints
+    """Which of these each row is."""
+    count: int
+
+    @classmethod
+    def of(cls, slots_B: Ints, most: int) -> _Seats:
+        low, high = int(slots_B.min()), int(slots_B.max()) + 1
+        if high - low <= most:
+            return cls(slice(low, high), slots_B - low, high - low)
+        return cls(slots_B, slice(None), len(slots_B))
+
+
 class SmallLlama:
-    """The model and the keys and values of its slots; of no use before `load`.
+    """The model and the keys and values of its slots: a `SlotModel`, of no use before `load`.
 
     Args:
         slots: conversations at once.
@@ -129,28 +163,25 @@ class SmallLlama:
     """
 
     def __init__(self, shape: Shape, slots: int, length: int) -> None:
-        self._shape = shape
+        self._shape, self._slots, self.vocabulary = shape, slots, shape.vocabulary
         angles = np.outer(np.arange(length), shape.theta ** (-np.arange(0, shape.size, 2) / shape.size))
-        self._cos, self._sin = np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)
-        self._eps, self._scale = np.float32(shape.eps), np.float32(shape.size**-0.5)
-        # [layers, slots, heads, length, head size]
-        self._keys = np.zeros((shape.layers, slots, shape.heads, length, shape.size), np.float32)
-        self._values = np.zeros_like(self._keys)
+        angles = np.concatenate([angles, angles], 1)
+        # [length, 1, size]
+        self._cos, self._sin = (turn(angles).astype(np.float32)[:, None] for turn in (np.cos, np.sin))
+        # glibc gives a freed array back to the system and faults its pages in again the next time, unless a larger one was freed.
+        np.empty(_FREED, np.uint8)
 
     @classmethod
     def of_file(cls, path: Path, metadata: dict[str, Any], slots: int, length: int) -> SmallLlama:
         """The model in a GGUF file that `fits`."""
-        shape = Shape.of_gguf(metadata)
+        tensors = read_tensors(path)
+        shape = Shape.of_gguf(metadata, tensors["token_embd.weight"])
         model = cls(shape, slots, length)
-        model.load(hugging_face(read_tensors(path), shape.heads))
+        model.load(hugging_face(tensors, shape.heads))
         return model
 
     def load(self, weights: Mapping[str, Floats]) -> None:
-        """Take weights, under their Hugging Face names.
-
-        Raises:
-            UsageError: one is missing.
-        """
+        """As `SlotModel.load` says."""
         try:
             layers = [self._layer(weights, number) for number in range(self._shape.layers)]
             embedding = np.array(weights["model.embed_tokens.weight"], np.float32)
@@ -158,55 +189,81 @@ class SmallLlama:
             norm = np.asarray(weights["model.norm.weight"], np.float32)[:, None]
         except KeyError as error:
             raise UsageError(f"the weights have no {error}: they are of another model") from None
+        if len(embedding) != self.vocabulary or head.shape != embedding.T.shape:
+            raise UsageError(f"the weights are for {len(embedding)} tokens, the model has {self.vocabulary}")
         self._layers, self._embedding, self._head = layers, embedding, head * norm
+        # [layers, slots, heads, length, size]; new ones, as what damaged weights leave behind would show through a mask.
+        shape = self._shape
+        room = (shape.layers, self._slots, shape.heads, len(self._cos), shape.size)
+        self._keys, self._values = np.zeros(room, np.float32), np.zeros(room, np.float32)
 
     def _layer(self, weights: Mapping[str, Floats], number: int) -> _Layer:
         def of(name: str) -> Floats:
-            return np.asarray(weights[f"model.layers.{number}.{name}.weight"], np.float32)
+            return np.asarray(weights[f"model.layers.{number}.{name}.weight"], np.float32).T
 
-        attention, mlp = of("input_layernorm")[:, None], of("post_attention_layernorm")[:, None]
+        q, k, v = (of(f"self_attn.{which}_proj") for which in "qkv")
+        q = q * np.float32(self._shape.size**-0.5)
+        swapped = [self._swapped(q), self._swapped(k)]
         return _Layer(
-            qkv=np.concatenate([of(f"self_attn.{which}_proj").T for which in "qkv"], 1) * attention,
-            out=np.array(of("self_attn.o_proj").T, order="C"),
-            gate_up=np.concatenate([of(f"mlp.{which}_proj").T for which in ("gate", "up")], 1) * mlp,
-            down=np.array(of("mlp.down_proj").T, order="C"),
+            attention=np.concatenate([q, k, *swapped, v], 1) * of("input_layernorm")[:, None],
+            out=np.array(of("self_attn.o_proj"), order="C"),
+            gate_up=np.concatenate([of("mlp.gate_proj"), of("mlp.up_proj")], 1)
+            * of("post_attention_layernorm")[:, None],
+            down=np.array(of("mlp.down_proj"), order="C"),
         )
+
+    def _swapped(self, projection: Floats) -> Floats:
+        first, second = np.split(projection.reshape(len(projection), self._shape.heads, -1), 2, -1)
+        return np.concatenate([-second, first], -1).reshape(projection.shape)
 
     def step(self, tokens_B_N: Ints, start_B: Ints, slots_B: Ints, last_B: Ints) -> Floats:
         """As `SlotModel.step` says."""
         rows, count = tokens_B_N.shape
-        heads = self._shape.heads
         # Padding may reach beyond the end; what it writes there is overwritten before it is looked at.
         position = np.minimum(start_B[:, None] + np.arange(count), len(self._cos) - 1)
-        cos, sin = self._cos[position][:, None], self._sin[position][:, None]
-        longest = int(position[:, -1].max()) + 1
-        hidden = np.arange(longest)[None, None, None, :] > position[:, None, :, None]
-        x: NDArray[Any] = self._embedding[tokens_B_N]
-        for layer, keys, values in zip(self._layers, self._keys, self._values, strict=True):
-            q, k, v = np.moveaxis((self._normed(x) @ layer.qkv).reshape(rows, count, 3, heads, -1), 2, 0)
-            keys[slots_B[:, None], :, position] = _turned(k.swapaxes(1, 2), cos, sin).swapaxes(1, 2)
-            values[slots_B[:, None], :, position] = v
-            scores = _turned(q.swapaxes(1, 2), cos, sin) @ keys[slots_B, :, :longest].swapaxes(2, 3)
-            scores *= self._scale
-            scores[np.broadcast_to(hidden, scores.shape)] = -np.inf
-            scores -= scores.max(-1, keepdims=True)
-            np.exp(scores, out=scores)
-            scores /= scores.sum(-1, keepdims=True)
-            seen = (scores @ values[slots_B, :, :longest]).swapaxes(1, 2).reshape(rows, count, -1)
-            x = x + seen @ layer.out
-            gate, up = np.split(self._normed(x) @ layer.gate_up, 2, -1)
-            x = x + (gate / (1 + np.exp(-gate)) * up) @ layer.down
-        logits: Floats = self._normed(x[np.arange(rows), last_B]) @ self._head
+        cos, sin = self._cos[position], self._sin[position]
+        seats = _Seats.of(slots_B, 2 * rows if count == 1 else rows)
+        hidden = np.zeros((seats.count, 1, count, int(position[:, -1].max()) + 1), np.float32)
+        hidden[seats.rows, 0] = np.where(np.arange(hidden.shape[-1]) > position[:, :, None], -np.inf, 0)
+        x = self._embedding[tokens_B_N.reshape(-1)]
+        with np.errstate(over="ignore"):  # a gate far below zero is closed
+            for layer, keys, values in zip(self._layers, self._keys, self._values, strict=True):
+                mixed = (self._normed(x) @ layer.attention).reshape(rows, count, 5, self._shape.heads, -1)
+                turned = mixed[:, :, :2] * cos[:, :, None]
+                turned += mixed[:, :, 2:4] * sin[:, :, None]
+                keys[slots_B[:, None], :, position] = turned[:, :, 1]
+                values[slots_B[:, None], :, position] = mixed[:, :, 4]
+                x += _seen(turned[:, :, 0], keys, values, seats, hidden) @ layer.out
+                gate, up = np.split(self._normed(x) @ layer.gate_up, 2, -1)
+                closed = np.exp(-gate)
+                closed += 1
+                np.divide(gate, closed, out=closed)
+                closed *= up
+                x += closed @ layer.down
+        logits: Floats = self._normed(x[np.arange(rows) * count + last_B]) @ self._head
         return logits
 
     def _normed(self, x: Floats) -> Floats:
-        return x / np.sqrt(np.mean(x * x, -1, keepdims=True) + self._eps)
+        scale = np.einsum("tw,tw->t", x, x)
+        scale /= x.shape[1]
+        scale += np.float32(self._shape.eps)
+        np.sqrt(scale, out=scale)
+        return x / scale[:, None]
 
 
-def _turned(x: Floats, cos: Floats, sin: Floats) -> Floats:
-    half = x.shape[-1] // 2
-    first, second = x[..., :half], x[..., half:]
-    return np.concatenate([first * cos - second * sin, first * sin + second * cos], -1)
+def _seen(queries: Floats, keys: Floats, values: Floats, seats: _Seats, hidden: Floats) -> Floats:
+    """What queries [B, N, heads, size] find [B x N, heads x size]."""
+    rows, count, heads, size = queries.shape
+    asked = np.zeros((seats.count, heads, count, size), np.float32)
+    asked[seats.rows] = queries.swapaxes(1, 2)
+    longest = hidden.shape[-1]
+    scores: Floats = asked @ keys[seats.places, :, :longest].swapaxes(2, 3)
+    scores += hidden
+    scores -= scores.max(-1, keepdims=True)
+    np.exp(scores, out=scores)
+    found: Floats = scores @ values[seats.places, :, :longest]
+    found /= scores.sum(-1, keepdims=True)
+    return found[seats.rows].swapaxes(1, 2).reshape(rows * count, heads * size)
 
 
 class SmallEngine(BatchEngine):

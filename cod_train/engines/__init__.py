@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from cod_agent.errors import MissingExtra, UsageError
 from cod_agent.models.base import Sampling
-from cod_agent.models.batching import BatchEngine, Drawn
+from cod_agent.models.batching import BatchEngine, Drawn, SlotModel
 from cod_agent.models.small_llama import Shape, SmallLlama
 
 LONGEST = 8192
@@ -54,7 +54,8 @@ class Engine(Protocol):
         """An answer to come. With a seed it is a function of the prompt and the weights.
 
         Raises:
-            ModelError: the prompt is empty or leaves no room, or the engine is closed. Set on the future: the engine failed.
+            ModelRefused: the prompt is empty, leaves no room for an answer or holds ids that are no tokens.
+            ModelError: the engine is closed. Set on the future: it failed, or the model's logits are no numbers.
         """
         ...
 
@@ -75,14 +76,18 @@ def engine_for(
         seed: of the draws of answers without a seed of their own.
 
     Raises:
-        UsageError: no such folder, no weights in it, or a model that does not keep all it has read.
+        UsageError: no such folder, no weights in it, conversations longer than the model takes, or a model that does not keep
+            all it has read.
         MissingExtra: torch, transformers or safetensors is not installed.
     """
     config = _read(folder / "config.json", needed=True)
     window = min(LONGEST, int(config.get("max_position_embeddings", LONGEST)))
-    length, shape = min(length or window, window), Shape.of_config(config)
+    if length is not None and length > config.get("max_position_embeddings", length):
+        raise UsageError(f"conversations of {length} tokens: this model takes {config['max_position_embeddings']}")
+    length, shape = length or window, Shape.of_config(config)
+    model: SlotModel
     if shape is not None:
-        model: Any = SmallLlama(shape, slots, length)
+        model = SmallLlama(shape, slots, length)
         model.load(_weights(folder))
     else:
         try:
@@ -92,14 +97,14 @@ def engine_for(
         model = HuggingFaceModel(folder, slots, length, threads)
     ends = _read(folder / "generation_config.json").get("eos_token_id", config.get("eos_token_id"))
     end = frozenset() if ends is None else frozenset([ends] if isinstance(ends, int) else ends)
-    return _Asked(BatchEngine(model, slots, length, end, seed=seed), int(config["vocab_size"]))
+    return _Asked(BatchEngine(model, slots, length, end, seed=seed))
 
 
 class _Asked:
     """`BatchEngine` as the trainer asks it."""
 
-    def __init__(self, engine: BatchEngine, vocabulary: int) -> None:
-        self._engine, self.vocabulary, self.end = engine, vocabulary, engine.end
+    def __init__(self, engine: BatchEngine) -> None:
+        self._engine, self.vocabulary, self.end = engine, engine.model.vocabulary, engine.end
         self.context_length, self.load, self.close = engine.context_length, engine.load, engine.close
 
     def ask(

@@ -39,25 +39,27 @@ class HuggingFaceModel:
             config = AutoConfig.from_pretrained(folder)
             _check(config, length)
             self._model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+        except UsageError:
+            raise
         except (OSError, ValueError) as error:
             raise UsageError(f"transformers cannot load the model in {folder}: {error}") from None
+        self.vocabulary = int(config.vocab_size)
         self._kept = _Kept(slots, length)
 
     def load(self, weights: Mapping[str, Floats]) -> None:
-        """Take weights, under their Hugging Face names.
-
-        Raises:
-            UsageError: one is missing, unknown or of another shape.
-        """
+        """As `SlotModel.load` says."""
+        own = self._model.state_dict()
+        tied = set(self._model._tied_weights_keys or ()) if self._model.config.tie_word_embeddings else set()
+        other = (own.keys() - tied) ^ (weights.keys() - tied)
+        other |= {name for name in own.keys() & weights.keys() if own[name].shape != weights[name].shape}
+        if other:
+            raise UsageError(
+                f"the weights are of another model: {', '.join(sorted(other)[:4])} are missing, unknown or of another shape"
+            )
         tensors = {name: torch.tensor(np.asarray(weight, np.float32)) for name, weight in weights.items()}
-        try:
-            missing, unknown = self._model.load_state_dict(tensors, strict=False)
-        except RuntimeError as error:
-            raise UsageError(f"the weights are of another model: {error}") from None
-        missing = sorted(set(missing) - set(self._model._tied_weights_keys or ()))
-        if missing or unknown:
-            raise UsageError(f"the weights are of another model: missing {missing[:3]}, unknown {unknown[:3]}")
+        self._model.load_state_dict(tensors, strict=False)
         self._model.tie_weights()
+        self._kept.forget()
 
     def step(self, tokens_B_N: Ints, start_B: Ints, slots_B: Ints, last_B: Ints) -> Floats:
         """As `SlotModel.step` says."""
@@ -92,7 +94,11 @@ class _Kept(Cache):
 
     def __init__(self, slots: int, length: int) -> None:
         super().__init__(layers=[])
-        self.slots, self.length, self.room = slots, length, 0
+        self.slots, self.length = slots, length
+        self.forget()
+
+    def forget(self) -> None:
+        """Drop all of it: what damaged weights leave behind would show through a mask."""
         self._held: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
 
     def turn_to(self, slots_B: torch.Tensor, position_B_N: torch.Tensor) -> torch.Tensor:
