@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from cod_agent.errors import UsageError
 from cod_train.batch import Credit, Shaping
+from cod_train.estimate import Gpu, Shape
 
 DEVICE = "COD_TRAIN_DEVICE"
 """Environment variable, cpu or gpu: what a run computes on, decided once, by its driver, for all its processes."""
@@ -64,6 +65,8 @@ class Settings(BaseModel):
     """Longest conversation with its answer, in tokens."""
     max_context: int = Field(4000, ge=1)
     """Longest context, in characters."""
+    template: dict[str, Any] = {}
+    """Variables of the chat template, such as enable_thinking; say the same where the policy is served."""
     solver: str | None = None
     """module:function, called with (base_url, model): a solver that speaks HTTP, lived live; None: the runtime's own."""
     keep_rollouts: bool = True
@@ -82,6 +85,10 @@ class Settings(BaseModel):
     """Parts of a mini-batch that are computed at once; None: as many tokens as ppo_max_token_len_per_gpu says."""
     poll_interval: float = Field(0.05, gt=0)
     """Seconds between two looks whether all rollouts have come."""
+    # What --dry-run reckons with where it cannot look.
+    model_shape: Shape | None = None
+    """Of a model that is not there yet; a folder's config.json says it itself."""
+    gpu: Gpu = Gpu()
 
     @model_validator(mode="after")
     def _consistent(self) -> Settings:
