@@ -18,13 +18,15 @@ from typer.testing import CliRunner  # noqa: E402
 from cod_agent.context import COMPACT, message  # noqa: E402
 from cod_agent.environments.frozen_lake import FrozenLake  # noqa: E402
 from cod_agent.errors import UnknownName, UsageError  # noqa: E402
+from cod_train import supervised  # noqa: E402
+from cod_train.supervised import Sample  # noqa: E402
 from cod_train.tiny import clone as cloning  # noqa: E402
 from cod_train.tiny.__main__ import app  # noqa: E402
 from cod_train.tiny.card import Measured, card  # noqa: E402
 from cod_train.tiny.evaluate import Speaker, by_position, interval, rewards  # noqa: E402
 from cod_train.tiny.export import save_policy, write_gguf  # noqa: E402
 from cod_train.tiny.tokenizer import ASSISTANT, build_tokenizer  # noqa: E402
-from cod_train.tiny.transcripts import Sample, Scribe, Teacher, hidden_mapping, induction, lives  # noqa: E402
+from cod_train.tiny.transcripts import Scribe, Teacher, hidden_mapping, induction, lives  # noqa: E402
 
 SHORT = cloning.Recipe(steps=24, packs=4, induction=4)
 
@@ -138,15 +140,15 @@ def test_induction_asks_for_the_second_of_a_pair_seen_before(words):
 
 def test_groups_hold_samples_of_like_length_within_the_budget():
     samples = [Sample([0] * length, []) for length in (5, 900, 30, 31, 900, 900, 900, 900, 6)]
-    groups = cloning.bucketed(samples)
+    groups = supervised.bucketed(samples)
     assert sorted(len(s.ids) for group in groups for s in group) == sorted(len(s.ids) for s in samples)
-    assert all(len(group) * max(len(s.ids) for s in group) <= cloning.BUDGET for group in groups)
+    assert all(len(group) * max(len(s.ids) for s in group) <= supervised.BUDGET for group in groups)
 
 
 def test_the_loss_is_the_weighted_surprise_at_the_targets(words):
     model = cloning.new_model(words, 0)
     samples = [Sample([5, 6, 7, 8], [(0, 9, 0.25), (0, 10, 0.75), (2, 8, 1.0)]), Sample([5, 6], [(0, 6, 1.0)])]
-    loss, tokens = cloning.summed_loss(model, samples)
+    loss, tokens = supervised.summed_loss(model, samples)
     logs = model(torch.tensor([[5, 6, 7, 8]])).logits[0].log_softmax(-1)
     expected = -(0.25 * logs[0, 9] + 0.75 * logs[0, 10] + logs[2, 8] + logs[0, 6])
     assert tokens == 8
@@ -154,7 +156,7 @@ def test_the_loss_is_the_weighted_surprise_at_the_targets(words):
 
 
 def test_a_short_run_learns_and_its_files_say_what_it_says(words, tmp_path: Path):
-    seen: list[cloning.Progress] = []
+    seen: list[supervised.Progress] = []
     model, end = cloning.clone(SHORT, words, tmp_path / "run.pt", report=seen.append)
     clean = [progress.loss for progress in seen if progress.step > SHORT.induction]
     assert sum(clean[-4:]) < 0.85 * sum(clean[:4])
@@ -178,7 +180,7 @@ def test_a_run_that_was_stopped_goes_on_as_if_it_had_not_been(words, tmp_path: P
     class Stopped(Exception):
         pass
 
-    def stop(progress: cloning.Progress) -> None:
+    def stop(progress: supervised.Progress) -> None:
         if progress.step == 5:
             raise Stopped
 
@@ -222,7 +224,7 @@ def test_rewards_and_their_intervals(words):
 
 def test_a_card_tells_how_and_how_well():
     row = by_position([[0.0, 1.0], [1.0, 1.0]])
-    progress = cloning.Progress(10, 10, 0.5, 2_000_000, 60.0)
+    progress = supervised.Progress(10, 10, 0.5, 2_000_000, 60.0)
     recipe = cloning.RECIPES["embedded-base"]
     text = card("embedded-base", recipe, progress, seed=4, parameters=9, measured=[Measured("small", 0, row, row, row)])
     assert "--policy embedded-base --out DIR --seed 4" in text and "made weak on purpose" in text

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 import torch
 
-from cod_train.tiny.clone import Progress, Recipe
+from cod_train.supervised import Progress
+from cod_train.tiny.clone import Recipe
 from cod_train.tiny.evaluate import Position
 
 _ABOUT = {

@@ -8,22 +8,17 @@ function of the recipe and the seed; it can be stopped at any time and goes on f
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
-from torch.nn import functional
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from cod_agent.environments.frozen_lake.maps import randomness
-from cod_agent.errors import UsageError
+from cod_train.supervised import Batches, Progress, Schedule, bucketed, train
 from cod_train.tiny.tokenizer import MAX_POSITIONS
-from cod_train.tiny.transcripts import Sample, Scribe, Teacher, induction, lives
-
-BUDGET = 4096
-"""Padded tokens in one forward pass: larger ones leave the cache of a CPU."""
+from cod_train.tiny.transcripts import Scribe, Teacher, induction, lives
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,56 +77,6 @@ def new_model(tokenizer: PreTrainedTokenizerFast, seed: int) -> LlamaForCausalLM
     return model
 
 
-def bucketed(samples: list[Sample]) -> list[list[Sample]]:
-    """Samples of similar length together, no group over `BUDGET` padded tokens."""
-    groups: list[list[Sample]] = []
-    for sample in sorted(samples, key=lambda s: len(s.ids)):
-        length = len(sample.ids)
-        group = groups[-1] if groups else None
-        if group and length <= 1.4 * len(group[0].ids) + 8 and (len(group) + 1) * length <= BUDGET:
-            group.append(sample)
-        else:
-            groups.append([sample])
-    return groups
-
-
-def summed_loss(model: LlamaForCausalLM, group: list[Sample]) -> tuple[torch.Tensor, int]:
-    """Weighted cross-entropy in nats, summed over the targets of `group`, and the padded tokens it took."""
-    ids_B_T = torch.zeros(len(group), max(len(s.ids) for s in group), dtype=torch.long)
-    for row, sample in enumerate(group):
-        ids_B_T[row, : len(sample.ids)] = torch.tensor(sample.ids)
-    rows, places, tokens, weights = zip(
-        *((row, *target) for row, sample in enumerate(group) for target in sample.targets), strict=True
-    )
-    hidden_B_T_D = model.model(ids_B_T, use_cache=False).last_hidden_state
-    # Several targets may share a place (soft ones): logits once a place, not once a target.
-    flat = torch.tensor(rows) * ids_B_T.shape[1] + torch.tensor(places)
-    unique, inverse = torch.unique_consecutive(flat, return_inverse=True)
-    logits_P_V = model.lm_head(hidden_B_T_D.flatten(0, 1)[unique])
-    surprise = -functional.log_softmax(logits_P_V, dim=-1)[inverse, torch.tensor(tokens)]
-    return (surprise * torch.tensor(weights)).sum(), ids_B_T.numel()
-
-
-@dataclass(frozen=True, slots=True)
-class Progress:
-    """Where a cloning run is."""
-
-    step: int
-    steps: int
-    loss: float
-    """Mean weighted cross-entropy of this step in nats a target."""
-    tokens: int
-    """Padded tokens trained on so far."""
-    seconds: float
-    """Spent training so far, over all sittings."""
-
-
-def rate_at(recipe: Recipe, step: int) -> float:
-    """The learning rate of a step."""
-    fall = 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * step / recipe.steps))
-    return recipe.rate * min(1.0, (step + 1) / 100) * fall
-
-
 def clone(
     recipe: Recipe,
     tokenizer: PreTrainedTokenizerFast,
@@ -154,41 +99,20 @@ def clone(
     Raises:
         UsageError: the checkpoint is of another recipe or seed.
     """
-    model = model or new_model(tokenizer, seed)
-    model.train()
-    decay = [p for p in model.parameters() if p.dim() == 2]
-    rest = [p for p in model.parameters() if p.dim() != 2]
-    optimizer = torch.optim.AdamW(
-        [{"params": decay, "weight_decay": 0.01}, {"params": rest, "weight_decay": 0.0}], betas=(0.9, 0.98)
+    model, scribe = model or new_model(tokenizer, seed), Scribe(tokenizer, recipe.teacher)
+    end = train(
+        model,
+        lambda step: _batches(recipe, scribe, tokenizer, seed, step),
+        Schedule(recipe.steps, recipe.rate),
+        checkpoint,
+        made_by={"recipe": asdict(recipe), "seed": seed},
+        report=report,
+        every=every,
     )
-    made_by = {"recipe": asdict(recipe), "seed": seed}
-    done = Progress(0, recipe.steps, math.nan, 0, 0.0)
-    if checkpoint.exists():
-        saved = torch.load(checkpoint, weights_only=True)
-        if saved["made_by"] != made_by:
-            raise UsageError(f"{checkpoint} is of another recipe or seed: choose another folder, or remove it")
-        model.load_state_dict(saved["model"])
-        optimizer.load_state_dict(saved["optimizer"])
-        done = Progress(**saved["progress"])
-        report(done)
-    scribe, began = Scribe(tokenizer, recipe.teacher), time.perf_counter() - done.seconds
-    for step in range(done.step, recipe.steps):
-        for group in optimizer.param_groups:
-            group["lr"] = rate_at(recipe, step)
-        loss, tokens = _one_step(model, optimizer, _batches(recipe, scribe, tokenizer, seed, step))
-        done = Progress(step + 1, recipe.steps, loss, done.tokens + tokens, time.perf_counter() - began)
-        report(done)
-        if done.step % every == 0 or done.step == recipe.steps:
-            state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "progress": asdict(done)}
-            torch.save({**state, "made_by": made_by}, checkpoint.with_suffix(".part"))
-            checkpoint.with_suffix(".part").replace(checkpoint)
-    return model.eval(), done
+    return model, end
 
 
-def _batches(
-    recipe: Recipe, scribe: Scribe, tokenizer: PreTrainedTokenizerFast, seed: int, step: int
-) -> list[tuple[list[Sample], float]]:
-    """The groups of a step, each with the number its summed loss is divided by."""
+def _batches(recipe: Recipe, scribe: Scribe, tokenizer: PreTrainedTokenizerFast, seed: int, step: int) -> Batches:
     samples = lives(scribe, seed, step, recipe.packs)
     said = sum(weight for s in samples for _, _, weight in s.targets if weight > 0)
     batches = [(group, said) for group in bucketed(samples)]
@@ -198,17 +122,3 @@ def _batches(
             pairs = induction(tokenizer, dice)
             batches.append((pairs, 4.0 * sum(len(s.targets) for s in pairs)))
     return batches
-
-
-def _one_step(
-    model: LlamaForCausalLM, optimizer: torch.optim.Optimizer, batches: list[tuple[list[Sample], float]]
-) -> tuple[float, int]:
-    optimizer.zero_grad()
-    total, tokens = 0.0, 0
-    for group, norm in batches:
-        loss, used = summed_loss(model, group)
-        (loss / norm).backward()
-        total, tokens = total + loss.item() / norm, tokens + used
-    torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-    optimizer.step()
-    return total, tokens

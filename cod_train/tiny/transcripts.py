@@ -27,6 +27,7 @@ from cod_agent.environments.frozen_lake import MOVES, FrozenLake
 from cod_agent.environments.frozen_lake.maps import below, draw_mapping, randomness
 from cod_agent.environments.frozen_lake.players import known, noted, options, write_note
 from cod_agent.tasks import Feedback, Pack, Task
+from cod_train.supervised import Sample
 from cod_train.tiny.tokenizer import ASSISTANT, END, USER
 
 _NOTE_LIMIT = 4000
@@ -52,15 +53,6 @@ class Teacher:
     """Weight of a token of an observation as target; tokens of answers weigh 1."""
 
 
-@dataclass(slots=True)
-class Sample:
-    """One episode as tokens."""
-
-    ids: list[int]
-    targets: list[tuple[int, int, float]]
-    """(i, token, weight): what the model should say after reading ids[: i + 1]."""
-
-
 class Scribe:
     """Writes lives down as samples."""
 
@@ -71,7 +63,7 @@ class Scribe:
         self._user, self._assistant, self._end = (backend.token_to_id(special) for special in (USER, ASSISTANT, END))
 
     def life(self, pack: Pack, dice: Random) -> Iterator[Sample]:
-        """The episodes of one life through `pack`: solve, update, solve, ..., solve."""
+        """The episodes of one life through `pack`, a sample each: solve, update, solve, ..., solve."""
         note = self._first_note(pack, dice)
         for position, task in enumerate(pack):
             sample, trajectory, feedback = self._solve(pack, task, note, dice)
