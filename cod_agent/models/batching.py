@@ -219,7 +219,7 @@ class BatchEngine:
         for answer in fresh:
             self._seat(answer)
             while answer.unread > AT_ONCE:
-                self._read([answer], AT_ONCE)
+                self._read([answer])
                 answer.held += AT_ONCE
         groups: list[list[_Answer]] = []
         for answer in sorted(fresh, key=lambda answer: answer.unread):
@@ -238,8 +238,8 @@ class BatchEngine:
                 best, answer.held = at, len(kept)
         answer.slot, _ = self._free.pop(best)
 
-    def _read(self, group: list[_Answer], most: int = AT_ONCE) -> Floats:
-        counts = np.array([min(answer.unread, most) for answer in group])
+    def _read(self, group: list[_Answer]) -> Floats:
+        counts = np.array([min(answer.unread, AT_ONCE) for answer in group])
         tokens = np.zeros((len(group), counts.max()), np.int64)
         for row, answer in enumerate(group):
             tokens[row, : counts[row]] = answer.prompt[answer.held : answer.held + counts[row]]

@@ -189,6 +189,8 @@ class SmallLlama:
             norm = np.asarray(weights["model.norm.weight"], np.float32)[:, None]
         except KeyError as error:
             raise UsageError(f"the weights have no {error}: they are of another model") from None
+        except ValueError as error:
+            raise UsageError(f"the weights are of another model's shape: {error}") from None
         if len(embedding) != self.vocabulary or head.shape != embedding.T.shape:
             raise UsageError(f"the weights are for {len(embedding)} tokens, the model has {self.vocabulary}")
         self._layers, self._embedding, self._head = layers, embedding, head * norm

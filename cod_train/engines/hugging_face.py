@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoModelForCausalLM
 from transformers.cache_utils import Cache
 
 from cod_agent.errors import UsageError
@@ -36,14 +36,11 @@ class HuggingFaceModel:
     def __init__(self, folder: Path, slots: int, length: int, threads: int) -> None:
         torch.set_num_threads(threads)
         try:
-            config = AutoConfig.from_pretrained(folder)
-            _check(config, length)
             self._model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
-        except UsageError:
-            raise
         except (OSError, ValueError) as error:
             raise UsageError(f"transformers cannot load the model in {folder}: {error}") from None
-        self.vocabulary = int(config.vocab_size)
+        _check(self._model.config, length)
+        self.vocabulary = int(self._model.config.vocab_size)
         self._kept = _Kept(slots, length)
 
     def load(self, weights: Mapping[str, Floats]) -> None:
