@@ -232,6 +232,8 @@ def test_what_cannot_be_answered_is_refused_before_it_is_asked(failing) -> None:
     for prompt in ([], [7] * 256, [504], [-1]):
         with pytest.raises(ModelRefused, match="prompt"):
             failing.ask(prompt, Sampling())
+    with pytest.raises(ModelRefused, match="at least one"):
+        failing.ask([7], Sampling(max_tokens=0))
     failing.close()
     for asked in (lambda: failing.ask([7], Sampling()), lambda: failing.load({})):
         with pytest.raises(ModelError, match="closed"):

@@ -114,7 +114,7 @@ class BatchEngine:
         """An answer to come. `stop` is asked after every token whether nobody waits any more; the answer then ends there.
 
         Raises:
-            ModelRefused: the prompt is empty, leaves no room for an answer or holds ids that are no tokens.
+            ModelRefused: the prompt is empty, leaves no room for an answer or holds ids that are no tokens; or no token is asked for.
             ModelError: the engine is closed. Set on the future: it failed, or the model's logits are no numbers.
         """
         limit = self.context_length - len(prompt)
@@ -127,6 +127,8 @@ class BatchEngine:
                 f"the prompt holds ids outside 0 to {self.model.vocabulary - 1}: it is another tokenizer's"
             )
         if sampling.max_tokens is not None:
+            if sampling.max_tokens < 1:
+                raise ModelRefused(f"max_tokens is {sampling.max_tokens}: ask for at least one")
             limit = min(limit, sampling.max_tokens)
         random = self._random if sampling.seed is None else np.random.default_rng(sampling.seed & 0xFFFFFFFF)
         answer = _Answer(list(prompt), limit, sampling, random, stop)
