@@ -168,10 +168,14 @@ def _say_steps(done: list[Any], said: int, total: int | None, quiet: bool) -> in
 
 
 def _last_words(log: Path, began: int) -> str:
-    """What the process said last that is an error and not a frame of a traceback."""
+    """The error that ended the process: ours as it stands, another's last line."""
     with log.open("rb") as told:
         told.seek(began)
-        lines = [line.strip() for line in told.read().decode(errors="replace").splitlines() if line.strip()]
+        said = told.read().decode(errors="replace")
+    _, ours, message = said.rpartition("\nError: ")
+    if ours:
+        return message.strip()
+    lines = [line.strip() for line in said.splitlines() if line.strip()]
     found = [line for line in lines if "Error" in line and "File " not in line]
     return (found or lines or ["it said nothing"])[-1][-1500:]
 

@@ -19,6 +19,9 @@ CONF = Path(__file__).parent / "conf"
 SEARCH = "hydra.searchpath=[pkg://verl.trainer.config,pkg://cod_train.conf]"
 """Where the configs are found that a config builds on: verl's defaults, and ours for a config of the user's own."""
 
+OURS = ("cod.", "data.eval_seed", "data.recorded_share")
+"""Keys that hydra takes although no config file may have them."""
+
 CPU_ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",
     # Large blocks stay with the process: a step frees and takes the same ones again.
@@ -33,19 +36,20 @@ def main(arguments: list[str] | None = None) -> None:
     from cod_agent.errors import CodError
 
     given = list(sys.argv[1:] if arguments is None else arguments)
-    way = [given.remove(flag) or flag for flag in ("--dry-run", "--in-process") if flag in given]  # type: ignore[func-returns-value]
+    dry, alone = "--dry-run" in given, "--in-process" in given
     try:
-        config = composed(given)
-        if "--dry-run" in way:
+        config = composed([argument for argument in given if argument not in ("--dry-run", "--in-process")])
+        if dry:
             from cod_train.dry_run import show
 
             show(config)
-        elif way:
+        elif alone:
             train_in_process(config)
         else:
             train(config)
     except CodError as error:
-        raise SystemExit(f"{error}") from None
+        # What Ray brings back from an actor has the whole trace for a message, and the error itself inside.
+        raise SystemExit(f"Error: {getattr(error, 'cause', error)}") from None
 
 
 def composed(arguments: list[str]) -> Any:
@@ -73,7 +77,8 @@ def composed(arguments: list[str]) -> Any:
                 f"no option {argument}: there are --config-name=, --config-dir=, --dry-run, --in-process and key=value"
             )
         else:
-            overrides.append(argument)
+            # Our own section is checked by its settings, whether a config file spells a key out or not.
+            overrides.append(f"++{argument}" if argument.startswith(OURS) else argument)
     try:
         with initialize_config_dir(str(folder), version_base=None):
             config = compose(name, [*overrides, SEARCH])
@@ -100,6 +105,7 @@ def train(config: Any) -> None:
     Settings.of(config)
     environment = _environment(config)
     os.environ.update(environment)
+    check_packs(config)  # before a cluster is asked for
     import ray
     from omegaconf import open_dict
     from verl.trainer.main_ppo import run_ppo
@@ -110,6 +116,8 @@ def train(config: Any) -> None:
         init = config.ray_kwargs.ray_init
         if init.get("address") or os.environ.get("RAY_ADDRESS"):
             init.num_cpus = init.num_gpus = None  # a running Ray knows its own
+        else:
+            init.address = "local"  # without a word, Ray joins whatever runs on this machine
         init.runtime_env = {"env_vars": {**environment, **(init.get("runtime_env") or {}).get("env_vars", {})}}
     validate_config(config=config, use_reference_policy=need_reference_policy(config), use_critic=need_critic(config))
     run_ppo(config, task_runner_class=ray.remote(task_runner()))
@@ -122,6 +130,7 @@ def train_in_process(config: Any) -> None:
         UsageError: the config does not hold together, or wants more.
     """
     os.environ.update(_environment(config))
+    check_packs(config)
     from cod_train.in_process import InProcess
 
     run = InProcess(config)
@@ -129,6 +138,27 @@ def train_in_process(config: Any) -> None:
         run.fit()
     finally:
         run.close()
+
+
+def check_packs(config: Any) -> None:
+    """Read what is recorded as the trainer will.
+
+    Raises:
+        UsageError: it cannot be trained on, or the base's folder has no tokenizer.
+    """
+    from transformers import AutoTokenizer
+
+    from cod_agent.errors import UsageError
+    from cod_train.verl.packs import Packs
+
+    if config.data.source == "live":
+        return
+    base = config.actor_rollout_ref.model.path
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(base)
+    except (OSError, ValueError) as error:
+        raise UsageError(f"no tokenizer in {base}: give --base a Hugging Face folder ({error})") from None
+    Packs("train", tokenizer, config.data)
 
 
 def task_runner() -> type:

@@ -138,14 +138,13 @@ class GgufModel:
         self, small: SmallEngine, messages: Sequence[Message], on_delta: OnDelta | None, given_up: threading.Event
     ) -> Completion:
         _, prompt = self._prompt(messages)
-        drawn = small.ask(prompt, self.sampling, lambda: given_up.is_set() or self._closing.is_set())
-        sampled, logprobs, finish = await asyncio.wrap_future(drawn)
-        text = self._spelling(sampled) if self._spelling else ""
+        asked = small.ask(prompt, self.sampling, lambda: given_up.is_set() or self._closing.is_set())
+        drawn = await asyncio.wrap_future(asked)
+        text = self._spelling(drawn.ids) if self._spelling else ""
         if on_delta is not None:
             on_delta(text)
-        return Completion(
-            text, finish, Tokens(prompt, sampled, logprobs), "", self.weights, (len(prompt), len(sampled))
-        )
+        tokens = Tokens(prompt, drawn.ids, drawn.logprobs)
+        return Completion(text, drawn.finish, tokens, "", self.weights, (len(prompt), len(drawn.ids)))
 
     def _prompt(self, messages: Sequence[Message]) -> tuple[Engine, list[int]]:
         engine = self._engine

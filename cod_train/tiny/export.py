@@ -93,6 +93,7 @@ def write_gguf(folder: Path, out: Path, name: str | None = None) -> None:
 
 def _describe_model(writer: gguf.GGUFWriter, config: dict[str, Any], name: str) -> None:
     writer.add_name(name)
+    writer.add_string("cod.form", "compact")  # how worlds have to talk to it: the runtime looks here
     writer.add_file_type(gguf.LlamaFileType.ALL_F32)
     writer.add_context_length(config["max_position_embeddings"])
     writer.add_embedding_length(config["hidden_size"])
