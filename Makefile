@@ -2,28 +2,28 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
-# Only for `make policies` and `make test-policies`. On Linux the default wheel brings CUDA, which nothing here needs: point pip at a
-# CPU build if you have one.
+# What training needs. On Linux the default wheel brings CUDA, which the tests do not need: for a CPU build give pip its index, as in
+# make test TORCH="torch==2.13.0 --index-url URL".
 TORCH ?= torch==2.13.0
 
-.PHONY: demo test test-fast test-openai2 test-policies policies lint format benchmarks clean
+.PHONY: demo test test-fast test-cluster test-openai2 lint format benchmarks clean
 
 demo: $(VENV)/.demo
 	$(BIN)/cod demo
 
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -m "not cluster"
 
 test-fast: $(VENV)/.dev
 	$(BIN)/python -m pytest -m "not slow"
 
+# Rays of several ranks and nodes on this machine, minutes each.
+test-cluster: $(VENV)/.dev
+	$(BIN)/python -m pytest -m cluster
+
 # litellm holds openai below 3; the runtime lives with both.
 test-openai2: $(VENV)-openai2/.dev
 	$(VENV)-openai2/bin/python -m pytest
-
-# What needs torch: that the shipped policies say the same in transformers and in llama.cpp, and that cloning works.
-test-policies: $(VENV)-policies/.dev
-	$(VENV)-policies/bin/python -m pytest tests/test_policies.py tests/test_tiny_clone.py
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
@@ -38,6 +38,9 @@ benchmarks: $(VENV)/.dev
 	$(BIN)/python benchmarks/overhead.py
 	$(BIN)/python benchmarks/storage.py
 	$(BIN)/python benchmarks/engine.py
+	$(BIN)/python benchmarks/credit.py
+	$(BIN)/python benchmarks/merging.py
+	$(BIN)/python benchmarks/conversations.py
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
@@ -47,21 +50,15 @@ $(VENV)/.demo: $(VENV)/bin/python pyproject.toml
 	$(BIN)/python -m pip install -q -e '.[local]'
 	touch $@
 
-$(VENV)/.dev: $(VENV)/bin/python pyproject.toml
-	$(BIN)/python -m pip install -q -e '.[dev,agentscope]'
+$(VENV)/.dev: $(VENV)/bin/python pyproject.toml constraints/cpu.txt
+	$(BIN)/python -m pip install -q $(TORCH)
+	$(BIN)/python -m pip install -q -c constraints/cpu.txt -e '.[dev,agentscope,train]'
 	touch $@
 
 $(VENV)-openai2/.dev: pyproject.toml
 	$(PYTHON) -m venv $(VENV)-openai2
 	$(VENV)-openai2/bin/python -m pip install -q --upgrade pip
 	$(VENV)-openai2/bin/python -m pip install -q -e '.[dev,litellm]'
-	touch $@
-
-$(VENV)-policies/.dev: pyproject.toml
-	$(PYTHON) -m venv $(VENV)-policies
-	$(VENV)-policies/bin/python -m pip install -q --upgrade pip
-	$(VENV)-policies/bin/python -m pip install -q $(TORCH)
-	$(VENV)-policies/bin/python -m pip install -q -e '.[dev,policy]'
 	touch $@
 
 clean:

@@ -254,7 +254,7 @@ def layout(
         hands = [mini[rank :: 2 * ranks] + mini[2 * ranks - 1 - rank :: 2 * ranks] for rank in range(ranks)]
         for rank, hand in enumerate(hands):
             hand.sort(key=lambda row: (lengths[row], order[row]))
-            out[rank] += [None] * (quota - len(hand)) + hand
+            out[rank] += [*[None] * (quota - len(hand)), *hand]
     return [row for hand in out for row in hand]
 
 

@@ -14,7 +14,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from cod_agent.errors import CodError, UsageError
 from cod_agent.models.base import Sampling
@@ -56,8 +56,8 @@ class InProcess:
         torch.set_num_threads(options.train_threads)
         self.worker = ActorRolloutRefWorker(config=config.actor_rollout_ref, role="actor")
         self.worker.init_model()
-        model = self.worker.actor.model_config
-        self.tokenizer = model.tokenizer
+        self._actor = cast(Any, self.worker.actor)
+        self.tokenizer = self._actor.model_config.tokenizer
         self._engine = engine_for(
             Path(config.actor_rollout_ref.model.path),
             slots=options.slots,
@@ -191,7 +191,7 @@ class InProcess:
         return int(str(latest).rpartition("global_step_")[2])
 
     def _load_engine(self) -> None:
-        weights, _ = self.worker.actor.engine.get_per_tensor_param()
+        weights, _ = self._actor.engine.get_per_tensor_param()
         self._engine.load({name: weight.detach().float().cpu().numpy() for name, weight in weights})
 
     def _rollouts(self, places: Iterable[Any], times: int, purpose: str) -> tuple[list[Rollout], Counter[str]]:

@@ -69,13 +69,12 @@ def evaluations(folder: Path) -> dict[int, Curve]:
                 "SELECT r.name, r.length, t.position, t.reward FROM tasks t JOIN runs r ON r.id = t.run_id"
             )
             for name, length, position, reward in rows.fetchall():
-                table = tables[step].setdefault(name, [math.nan] * length)
-                table[position] = math.nan if reward is None else reward
+                row = tables[step].setdefault(name, [math.nan] * length)
+                row[position] = math.nan if reward is None else reward
     out = {}
-    for step, table in sorted(tables.items()):
-        longest = max(map(len, table.values()))
-        rewards = np.array([row + [math.nan] * (longest - len(row)) for _, row in sorted(table.items())])
-        out[step] = curve(rewards)
+    for step, lives in sorted(tables.items()):
+        longest = max(map(len, lives.values()))
+        out[step] = curve(np.array([row + [math.nan] * (longest - len(row)) for _, row in sorted(lives.items())]))
     return out
 
 

@@ -1,7 +1,7 @@
 """Every name of verl 0.9.1 that it does not promise to keep, in one place: what to look at when its version moves.
 
-Names that are public and stable (its hydra config, `TokenOutput`, `RolloutReplica`, `BaseRollout`, the policy-loss registry) are
-imported where they are used.
+Classes that are made to be derived from (`PPOTrainerSync`, `AgentLoopManagerTQ`, `RolloutReplica`, `BaseRollout`) and the
+registry of policy losses are imported where they are used.
 """
 
 from __future__ import annotations
@@ -32,19 +32,19 @@ def worker_class() -> type:
     """The class inside verl's Ray actor of agent-loop workers (V1, TransferQueue)."""
     from verl.trainer.ppo.v1.agent_loop_tq import AgentLoopWorkerTQ
 
-    return AgentLoopWorkerTQ.__ray_metadata__.modified_class
-
-
-def manager_class() -> type:
-    from verl.trainer.ppo.v1.agent_loop_tq import AgentLoopManagerTQ
-
-    return AgentLoopManagerTQ
+    return _inside(AgentLoopWorkerTQ)
 
 
 def task_runner_class() -> type:
     from verl.trainer.main_ppo import TaskRunnerV1
 
-    return TaskRunnerV1.__ray_metadata__.modified_class
+    return _inside(TaskRunnerV1)
+
+
+def _inside(actor: Any) -> type:
+    """The class that `ray.remote` was put around."""
+    inside: type = actor.__ray_metadata__.modified_class
+    return inside
 
 
 def use_trainer(trainer: type) -> None:

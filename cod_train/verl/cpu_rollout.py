@@ -76,10 +76,11 @@ class Replica(RolloutReplica):
 
     async def launch_servers(self) -> None:
         options = _options(self.config)
+        actor: Any = ray.remote(Server)
         self.servers = [
-            ray.remote(Server)
-            .options(name=_server_name(self.replica_rank, number), num_cpus=0, max_concurrency=self.max_concurrency)
-            .remote(
+            actor.options(
+                name=_server_name(self.replica_rank, number), num_cpus=0, max_concurrency=self.max_concurrency
+            ).remote(
                 self.model_config.path,
                 slots=options["slots"],
                 threads=options["threads"],
@@ -110,7 +111,7 @@ class ServerAdapter(BaseRollout):
 
     async def release(self) -> None: ...
 
-    async def update_weights(self, weights: Any, global_steps: int | None = None, **_: Any) -> None:
+    async def update_weights(self, weights: Any, global_steps: int | None = None, **_: Any) -> None:  # type: ignore[override]
         if not self._handles:
             numbers = range(self._options["servers"])
             self._handles = [ray.get_actor(_server_name(self._rank, number)) for number in numbers]
@@ -122,7 +123,7 @@ class CoalescingClient(LLMServerClient):
     """What workers ask: requests of one turn of the event loop travel in one Ray call to each server."""
 
     def __init__(self, config: Any, handles: list[Any]) -> None:
-        super().__init__(config, None)
+        super().__init__(config)
         self._servers = handles
         self._pending: dict[int, list[tuple[tuple[list[int], dict[str, Any]], asyncio.Future[Any]]]] = {}
         self._sending: set[asyncio.Task[None]] = set()

@@ -41,16 +41,16 @@ def version_of(rollout: Rollout, name: str) -> int:
     return min((int(match[1]) if match else 0 for match in found), default=0)
 
 
-class Packs(Dataset):  # type: ignore[type-arg]
+class Packs(Dataset):
     """verl's dataset (`data.custom_cls`): `data_files` is "train" or "eval"."""
 
     def __init__(self, data_files: Any, tokenizer: Any, config: Any, **_: Any) -> None:
         from omegaconf import OmegaConf
 
         given = {name: config[name] for name in OURS_IN_DATA if config.get(name) is not None}
-        plain = OmegaConf.to_container(OmegaConf.create(given), resolve=True)
+        plain: Any = OmegaConf.to_container(OmegaConf.create(given), resolve=True)
         # What is not said in `data` is of no account for which packs there are.
-        self.settings = Settings.checked({**plain, "seed": config.get("seed") or 0, "max_tokens": 1})  # type: ignore[dict-item]
+        self.settings = Settings.checked({**plain, "seed": config.get("seed") or 0, "max_tokens": 1})
         self.split = "eval" if "eval" in str(data_files) else "train"
         self._batch, self._group = int(config.train_batch_size), int(config.rollouts_per_pack)
         self._recorded: dict[int, list[Recorded]] = {}

@@ -14,6 +14,8 @@ from typing import Any
 
 import ray
 import transfer_queue as tq
+from verl.experimental.agent_loop.agent_loop import AgentLoopManager
+from verl.trainer.ppo.v1.agent_loop_tq import AgentLoopManagerTQ
 from verl.utils.tensordict_utils import list_of_dict_to_tensordict
 
 from cod_agent.models.base import Sampling
@@ -82,7 +84,7 @@ class PackWorker(compat.worker_class()):  # type: ignore[misc]
 
     async def _recorder(self, purpose: str, step: int, sampling: dict[str, Any]) -> Recorder:
         known = self._recorders.get(purpose)
-        stem = f"{purpose}-{step:06d}-{ray.get_runtime_context().get_actor_id()[:8]}"
+        stem = f"{purpose}-{step:06d}-{str(ray.get_runtime_context().get_actor_id())[:8]}"
         if known is None or known.file.stem != stem:
             if known is not None:
                 known.close()
@@ -191,9 +193,10 @@ class PackWorker(compat.worker_class()):  # type: ignore[misc]
         self._writing = None
 
 
-class PackManager(compat.manager_class()):  # type: ignore[misc]
+class PackManager(AgentLoopManagerTQ):
     """verl's manager of these workers (`rollout.agent.agent_loop_manager_class`)."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self.agent_loop_workers_class = ray.remote(PackWorker)
-        super(compat.manager_class(), self).__init__(*args, **kwargs)
+        # Past its parent, which would set verl's own workers.
+        AgentLoopManager.__init__(self, *args, **kwargs)
