@@ -60,6 +60,7 @@ class PromptIds:
         self.apart = 0
         """Prompts that do not: the template changed the text, or the answer is not known (any more)."""
         self._tokenizer: Any = tokenizer
+        self._backend = getattr(tokenizer, "backend_tokenizer", None)
         self._encode = lru_cache(remembered)(self._encode_anew)
         self._asked: _Recent[tuple[str, int]] = _Recent(remembered)
         self._answered: _Recent[_Answered] = _Recent(remembered)
@@ -117,6 +118,8 @@ class PromptIds:
         return list(self._encode(text)), None
 
     def _encode_anew(self, text: str) -> tuple[int, ...]:
+        if self._backend is not None:  # the same ids, without what transformers wraps around them
+            return tuple(self._backend.encode(text, add_special_tokens=False).ids)
         return tuple(self._tokenizer.encode(text, add_special_tokens=False, verbose=False))
 
     def _render(
