@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from functools import lru_cache
 from math import isfinite
@@ -51,6 +52,7 @@ class Endpoint:
         generate: samples an answer; what it raises becomes a 503, which clients repeat.
         context_length: longest prompt and answer together, in tokens; a request for more gets a 400.
         max_tokens: longest answer where a request does not say; None for what the context leaves.
+        template: variables of the chat template where a request has no `chat_template_kwargs` for them.
         tool_parser: the form of tool calls: `hermes`, or one of verl's parsers.
         host: where to listen.
 
@@ -66,10 +68,11 @@ class Endpoint:
         *,
         context_length: int,
         max_tokens: int | None = None,
+        template: Mapping[str, Any] | None = None,
         tool_parser: str = "hermes",
         host: str = "127.0.0.1",
     ) -> None:
-        self.prompts = PromptIds(tokenizer)
+        self.prompts, self._template = PromptIds(tokenizer), dict(template or {})
         """Counts the calls that extend the one before them, and those that do not."""
         self.base_url = ""
         """For clients; "" while it does not serve."""
@@ -176,7 +179,7 @@ class Endpoint:
 
     async def _answer(self, asked: Asked) -> Said:
         try:
-            prompt = self.prompts.ids(asked.messages, asked.tools, **asked.variables)
+            prompt = self.prompts.ids(asked.messages, asked.tools, **{**self._template, **asked.variables})
         except (ModelRefused, TypeError) as error:  # TypeError: a template's variable that is not one
             raise Refused(str(error)) from None
         sampling = {**asked.sampling, "max_tokens": self._limit(len(prompt), asked.sampling.get("max_tokens"))}

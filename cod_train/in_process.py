@@ -237,6 +237,7 @@ class InProcess:
             form=self.settings.form,
             context_length=self.settings.context_length,
             prompts=self._prompts,
+            template=self.settings.template,
             request=request,
         )
 

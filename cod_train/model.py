@@ -6,7 +6,7 @@ journal records both before the agent sees the answer. Nothing is ever tokenised
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,6 +48,7 @@ class TokenModel:
         form: how worlds talk to it.
         context_length: longest conversation in tokens, the answer included; None: the server's own affair.
         prompts: shared among the models of one tokenizer, so that what is spelt is remembered once.
+        template: variables of the chat template.
         request: a name sent with every request; servers keep the keys and values of one name together.
     """
 
@@ -61,10 +62,11 @@ class TokenModel:
         form: Form = "natural",
         context_length: int | None = None,
         prompts: PromptIds | None = None,
+        template: Mapping[str, Any] | None = None,
         request: str = "",
     ) -> None:
         self.name, self.form, self.sampling = name, form, sampling
-        self.context_length = context_length
+        self.context_length, self._template = context_length, dict(template or {})
         self.prompts = prompts or PromptIds(tokenizer)
         self._decode = tokenizer.backend_tokenizer.decode if hasattr(tokenizer, "backend_tokenizer") else None
         self._tokenizer, self._generate, self._request = tokenizer, generate, request or name
@@ -78,7 +80,7 @@ class TokenModel:
         """
 
         async def answer(messages: Sequence[Message]) -> Completion:
-            prompt = self.prompts.ids([message.wire() for message in messages])
+            prompt = self.prompts.ids([message.wire() for message in messages], **self._template)
             if self.context_length is not None and len(prompt) >= self.context_length:
                 raise ModelRefused(
                     f"the conversation is {len(prompt)} tokens long and {self.name} takes {self.context_length} with the "

@@ -103,6 +103,7 @@ class PackWorker(compat.worker_class()):  # type: ignore[misc]
                     form=self._settings.form,
                     context_length=self._settings.context_length,
                     prompts=self._prompts,
+                    template=self._settings.template,
                     request=request,
                 )
 
@@ -140,6 +141,7 @@ class PackWorker(compat.worker_class()):  # type: ignore[misc]
                 self._generate,
                 context_length=longest,
                 max_tokens=self._settings.max_tokens,
+                template=self._settings.template,
             )
             self._base_url = await self._endpoint.start()
         return made_solver(self._settings.solver, self._base_url, self._settings.name)
