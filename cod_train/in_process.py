@@ -253,7 +253,7 @@ class InProcess:
         from verl.utils.py_functional import rename_dict
 
         from cod_train.verl.rows import UPDATE_READS, padding, row_name, stored, update_options
-        from cod_train.verl.trainer import credit_metrics
+        from cod_train.verl.trainer import credit_metrics, warn_of_disagreement
 
         settings, end = self.settings, int(self.tokenizer.eos_token_id or 0)
         named = _numbered(rows)
@@ -277,6 +277,7 @@ class InProcess:
         batch = tu.list_of_dict_to_tensordict(fields)
         tu.assign_non_tensor(batch, **update_options(self.config, settings, len(order), 1))
         out = reduce_metrics(rename_dict(dict(tu.get(self.worker.update_actor(batch), "metrics")), "actor/"))
+        warn_of_disagreement(out, self.step)
         tokens = {
             "cod/rows": float(len(rows)),
             "cod/padding_rows": float(len(order) - len(rows)),

@@ -29,6 +29,9 @@ from cod_train.verl.rows import UPDATE_READS, padding, row_name, update_options
 
 logger = logging.getLogger(__name__)
 
+DISAGREEMENT = 0.1
+"""Nats. A few optimizer steps on fresh rollouts are a hundredth of it."""
+
 
 class SegmentCreditTrainer(PPOTrainerSync):
     """`trainer_mode=sync`, as `cod_train.verl_main` has it."""
@@ -143,6 +146,7 @@ class SegmentCreditTrainer(PPOTrainerSync):
         out = rename_dict(self.actor_rollout_wg.update_actor(only)["metrics"], "actor/")
         out["perf/mfu/actor"] = out.pop("actor/mfu", 0.0)
         metrics.update(reduce_metrics(out))
+        warn_of_disagreement(metrics, self.global_steps)
         return batch
 
     # ---- where the time goes ----
@@ -155,6 +159,17 @@ class SegmentCreditTrainer(PPOTrainerSync):
     def on_step_end(self) -> None:
         super().on_step_end()
         self._ended = time.perf_counter()
+
+
+def warn_of_disagreement(metrics: dict[str, Any], step: int) -> None:
+    """Say so where rollout server and trainer give the same tokens other probabilities: then nothing that is learnt is sound."""
+    if abs(metrics.get("actor/rec_kl", 0.0)) > DISAGREEMENT:
+        logger.warning(
+            "step %s: the log-probabilities of the sampling are %.3f nats off the trainer's in the mean. The rollout server "
+            "computes another model, with other weights or too coarse a precision, or the records are too old",
+            step,
+            metrics["actor/rec_kl"],
+        )
 
 
 def credit_metrics(report: Report) -> dict[str, float]:

@@ -42,6 +42,7 @@ class PackWorker(compat.worker_class()):  # type: ignore[misc]
         self._recorders: dict[str, Recorder] = {}
         self._waiting: list[tuple[list[Stored], asyncio.Future[None]]] = []
         self._writing: asyncio.Task[None] | None = None
+        self._opening = asyncio.Lock()
         self._endpoint: Any = None
 
     async def _run_agent_loop(
@@ -79,7 +80,8 @@ class PackWorker(compat.worker_class()):  # type: ignore[misc]
             chosen = place["recorded"]
             at = int(attempt)
             return await asyncio.to_thread(read_recorded, chosen[at], self._settings) if at < len(chosen) else None
-        recorder = await self._recorder("eval" if validate else "train", step, sampling)
+        async with self._opening:  # rollouts of a step come all at once, and share one file
+            recorder = await self._recorder("eval" if validate else "train", step, sampling)
         return await recorder.live(place, attempt)
 
     async def _recorder(self, purpose: str, step: int, sampling: dict[str, Any]) -> Recorder:
