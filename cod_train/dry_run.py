@@ -145,6 +145,8 @@ def _notes(
             yield f"calls of a conversation train apart, with more tokens: {why}"
     if settings.form == "natural":
         yield f"answers are reckoned to be of {settings.max_tokens * ANSWERS:.0f} words, a quarter of the most allowed"
+    if settings.solver:
+        yield f"what {settings.solver} asks is not known here: calls and lengths are those of the runtime's own solver"
     even = layout.ranks * settings.mini_batches * (settings.micro_batches or 1)
     if even > seen.rows * rollouts:
         yield f"rows are dealt in lots of {even}, and a step has about {seen.rows * rollouts:.0f}: the rest is padding"
@@ -246,7 +248,5 @@ def _launched(config: Any, planned: Plan) -> Iterator[tuple[str, str]]:
         "helpers",
         f"agent-loop workers: {workers}, storage units: {units}, reward workers: {config.reward.num_workers}",
     )
-    yield (
-        "a node needs",
-        f"{kind}s: {trainer.n_gpus_per_node}, CPUs for Ray: {trainer.n_gpus_per_node * CPUS_PER_RANK + 1}",
-    )
+    gpus = "" if trainer.device == "cpu" else f"GPUs: {trainer.n_gpus_per_node}, "
+    yield "a node needs", f"{gpus}CPUs for Ray: {trainer.n_gpus_per_node * CPUS_PER_RANK + 1}"

@@ -27,7 +27,7 @@ def test_two_nodes_train_together_and_leave_nothing_behind(tmp_path: Path) -> No
     environment["PYTHONPATH"] = f"{ROOT}:{os.environ.get('PYTHONPATH', '')}"
     environment.pop("RAY_ADDRESS", None)
     words = ["trainer.total_training_steps=1", "trainer.save_freq=-1", "trainer.logger=[file]"]
-    words += ["data.train_batch_size=2", "actor_rollout_ref.rollout.n=4"]
+    words += ["data.train_batch_size=2", "actor_rollout_ref.rollout.n=8"]
     ran = subprocess.run(
         [str(ROOT / "examples" / "ray_cluster" / "two_nodes.sh"), *words],
         cwd=tmp_path,
@@ -39,8 +39,8 @@ def test_two_nodes_train_together_and_leave_nothing_behind(tmp_path: Path) -> No
     assert ran.returncode == 0, ran.stdout[-3000:] + ran.stderr[-3000:]
     (told,) = tmp_path.glob("metrics-*.jsonl")
     metrics = json.loads(told.read_text().splitlines()[-1])["data"]
-    # 2 packs x 4 rollouts; rows are dealt to 2 ranks x 2 mini-batches x 4 micro-batches.
-    assert metrics["cod/rollouts"] == 8 and metrics["cod/rollouts_lost"] == 0
+    # 2 packs x 8 rollouts; rows are dealt to 2 ranks x 2 mini-batches x 4 micro-batches.
+    assert metrics["cod/rollouts"] == 16 and metrics["cod/rollouts_lost"] == 0
     assert (metrics["cod/rows"] + metrics["cod/padding_rows"]) % 16 == 0 and metrics["actor/grad_norm"] > 0
     with socket.socket() as asked:
         assert asked.connect_ex(("127.0.0.1", port)) != 0, "the head node is still there"
