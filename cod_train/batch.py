@@ -23,6 +23,8 @@ from cod_train.rollouts import Rollout, sequences
 from cod_train.rollouts import Sequence as TokenSequence
 
 Floats = NDArray[np.float64]
+NOTHING = 1e-9
+"""An advantage nearer to zero is zero."""
 Label = Mapping[str, Any]
 """rollout, group, environment (names); kind, position; rewards, updates (lists, null where lost), heirs; tokens (trained ones)."""
 
@@ -132,8 +134,55 @@ def advantages(labels: Sequence[Label | None], how: Credit) -> tuple[Floats, Rep
         report.dropped["no finite reward in its return"] = int(lost.sum())
         out[lost] = 0.0
     out = _reweighted(out, labels, how, report)
-    report.zero = int(sum(abs(value) < 1e-9 for value, label in zip(out, labels, strict=True) if label is not None))
+    report.zero = int(sum(abs(value) < NOTHING for value, label in zip(out, labels, strict=True) if label is not None))
     return out, report
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What a step's update is."""
+
+    worth: Floats
+    """[rows] the advantage of each row."""
+    order: list[int | None]
+    """As `layout` gives it, of the rows that are computed."""
+    report: Report
+
+
+def plan(
+    labels: Sequence[Label],
+    lengths: Sequence[int],
+    names: Sequence[Any],
+    how: Credit,
+    *,
+    mini_batches: int,
+    ranks: int,
+    micro_batches: int,
+    seed: int,
+    skip: bool,
+) -> Plan:
+    """Credit and layout of a step's rows.
+
+    Args:
+        lengths, names, mini_batches, ranks, micro_batches, seed: as for `layout`.
+        skip: leave rows worth nothing out of the computation, where the loss has no other part than advantages. The loss is a
+            mean over tokens; the others' advantages shrink by the tokens left out, so that it stays the mean over all.
+    """
+    worth, report = advantages(labels, how)
+    kept = [row for row, value in enumerate(worth) if abs(value) >= NOTHING]
+    if not skip or not kept:
+        kept = list(range(len(labels)))
+    tokens = [label["tokens"] for label in labels]
+    worth *= sum(tokens[row] for row in kept) / max(1, sum(tokens))
+    order = layout(
+        [lengths[row] for row in kept],
+        [names[row] for row in kept],
+        mini_batches=mini_batches,
+        ranks=ranks,
+        micro_batches=micro_batches,
+        seed=seed,
+    )
+    return Plan(worth, [None if at is None else kept[at] for at in order], report)
 
 
 def _plain(value: float) -> float | None:

@@ -8,9 +8,10 @@ from __future__ import annotations
 import contextlib
 import io
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
+from cod_agent.errors import UsageError
 from cod_train.estimate import GIB, Layout, Memory, Shape
 from cod_train.rehearsal import Rehearsal
 from cod_train.settings import CPU_BACKEND, Settings
@@ -31,6 +32,18 @@ def problems(config: Any, settings: Settings, shape: Shape, layout: Layout, seen
         *_files(settings),
         *_verl(config),
     ]
+
+
+def refuse(wrong: Sequence[Problem]) -> None:
+    """Raises: UsageError, with every reason, if there is any."""
+    if wrong:
+        lines = [f"  {key}: {reason}" for key, reason in wrong]
+        raise UsageError("the training config does not hold together:\n" + "\n".join(lines))
+
+
+def check_before_training(config: Any, settings: Settings) -> None:
+    """What can be told at once, without living packs. Raises: UsageError."""
+    refuse([*_sampling(config), *_files(settings)])
 
 
 def _sampling(config: Any) -> Iterator[Problem]:

@@ -171,7 +171,7 @@ def _last_words(log: Path, began: int) -> str:
     """The error that ended the process: ours as it stands, another's last line."""
     with log.open("rb") as told:
         told.seek(began)
-        said = told.read().decode(errors="replace")
+        said = "\n" + told.read().decode(errors="replace")
     _, ours, message = said.rpartition("\nError: ")
     if ours:
         return message.strip()

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from cod_agent.errors import UsageError
-from cod_train.checks import CPUS_PER_RANK, longest_conversation, memory_problems, problems, ray_address
+from cod_train.checks import CPUS_PER_RANK, longest_conversation, memory_problems, problems, ray_address, refuse
 from cod_train.estimate import GIB, Layout, Memory, Seconds, Shape, memory_of, seconds_of
 from cod_train.rehearsal import ANSWERS, Rehearsal, rehearse
 from cod_train.settings import Settings
@@ -76,9 +76,7 @@ def plan(config: Any) -> Plan:
             cache_tokens=memory.cache_tokens,
         )
         wrong += memory_problems(config, settings, memory)
-    if wrong:
-        lines = [f"  {key}: {reason}" for key, reason in wrong]
-        raise UsageError("the training config does not hold together:\n" + "\n".join(lines))
+    refuse(wrong)
     notes = tuple(_notes(config, settings, tokenizer, layout, rehearsal, rollouts))
     return Plan(settings, shape, layout, rollouts, rehearsal, memory, seconds, notes)
 

@@ -18,7 +18,7 @@ from typing import Any, cast
 
 from cod_agent.errors import CodError, UsageError
 from cod_agent.models.base import Sampling
-from cod_train.batch import Row, advantages, layout, rows_of
+from cod_train.batch import Row, plan, rows_of
 from cod_train.live import Recorder
 from cod_train.model import Drawn, TokenModel
 from cod_train.rollouts import Rollout
@@ -252,40 +252,53 @@ class InProcess:
         from verl.utils.metric import reduce_metrics
         from verl.utils.py_functional import rename_dict
 
-        from cod_train.verl.rows import UPDATE_READS, padding, row_name, stored, update_options
+        from cod_train.verl.rows import (
+            UPDATE_READS,
+            computes_advantages_only,
+            padding,
+            row_name,
+            stored,
+            update_options,
+        )
         from cod_train.verl.trainer import credit_metrics, warn_of_disagreement
 
         settings, end = self.settings, int(self.tokenizer.eos_token_id or 0)
         named = _numbered(rows)
-        order = layout(
+        planned = plan(
+            [row.label for row in rows],
             [len(row.tokens.prompt) + len(row.tokens.response) for row in rows],
             [row_name(row.label, key) for key, row in named],
+            settings.credit,
             mini_batches=settings.mini_batches,
             ranks=1,
             micro_batches=settings.micro_batches or 1,
             seed=self.step,
+            skip=computes_advantages_only(self.config),
         )
-        worth, report = advantages([None if at is None else rows[at].label for at in order], settings.credit)
         laid = [
-            padding("", end, self.step) if at is None else stored(*named[at], self.step, self.step - 1) for at in order
+            (padding("", end, self.step), 0.0)
+            if at is None
+            else (stored(*named[at], self.step, self.step - 1), float(planned.worth[at]))
+            for at in planned.order
         ]
         fields = [
             {name: row[1][name] for name in UPDATE_READS if name != "advantages"}
-            | {"advantages": torch.full((row[2]["response_len"],), float(value))}
-            for row, value in zip(laid, worth, strict=True)
+            | {"advantages": torch.full((row[2]["response_len"],), value)}
+            for row, value in laid
         ]
         batch = tu.list_of_dict_to_tensordict(fields)
-        tu.assign_non_tensor(batch, **update_options(self.config, settings, len(order), 1))
+        tu.assign_non_tensor(batch, **update_options(self.config, settings, len(laid), 1))
         out = reduce_metrics(rename_dict(dict(tu.get(self.worker.update_actor(batch), "metrics")), "actor/"))
         warn_of_disagreement(out, self.step)
         tokens = {
             "cod/rows": float(len(rows)),
-            "cod/padding_rows": float(len(order) - len(rows)),
-            "cod/tokens": float(sum(row[2]["seq_len"] for row in laid)),
+            "cod/padding_rows": float(planned.order.count(None)),
+            "cod/computed_rows": float(len(laid) - planned.order.count(None)),
+            "cod/tokens": float(sum(row[2]["seq_len"] for row, _ in laid)),
             "cod/trained_tokens": float(sum(row.label["tokens"] for row in rows)),
-            "cod/advantage_abs": float(abs(worth).mean()),
+            "cod/advantage_abs": float(abs(planned.worth).mean()),
         }
-        return {**{name: float(value) for name, value in out.items()}, **tokens, **credit_metrics(report)}
+        return {**{name: float(value) for name, value in out.items()}, **tokens, **credit_metrics(planned.report)}
 
 
 def _numbered(rows: list[Row]) -> list[tuple[str, Row]]:

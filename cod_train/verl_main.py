@@ -24,9 +24,12 @@ OURS = ("cod.", "data.eval_seed", "data.recorded_share")
 
 CPU_ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",
-    # Large blocks stay with the process: a step frees and takes the same ones again.
+    # Large blocks stay with the process: a step frees and takes the same ones again. One arena, because only the first takes any
+    # size, and an actor's work is not done by its first thread.
     "MALLOC_MMAP_THRESHOLD_": "2000000000",
     "MALLOC_TRIM_THRESHOLD_": "4000000000",
+    "MALLOC_TOP_PAD_": "67108864",
+    "MALLOC_ARENA_MAX": "1",
 }
 """Of processes that compute on the CPU; allocators read theirs when they start."""
 
@@ -106,11 +109,12 @@ def train(config: Any) -> None:
     Raises:
         UsageError: the config does not hold together, or the packages are not there.
     """
+    from cod_train.checks import check_before_training
     from cod_train.settings import Settings
     from cod_train.verl import compat
 
     compat.check_version()
-    Settings.of(config)
+    check_before_training(config, Settings.of(config))
     environment = _environment(config)
     os.environ.update(environment)
     check_packs(config)  # before a cluster is asked for
@@ -137,7 +141,11 @@ def train_in_process(config: Any) -> None:
     Raises:
         UsageError: the config does not hold together, or wants more.
     """
+    from cod_train.checks import check_before_training
+    from cod_train.settings import Settings
+
     os.environ.update(_environment(config))
+    check_before_training(config, Settings.of(config))
     check_packs(config)
     from cod_train.in_process import InProcess
 

@@ -45,6 +45,12 @@ def update_options(config: Any, settings: Settings, rows: int, ranks: int) -> di
     return out
 
 
+def computes_advantages_only(config: Any) -> bool:
+    """Whether a row of no advantage has no gradient: neither entropy, nor a reference, nor the loss's own regulariser."""
+    actor = config.actor_rollout_ref.actor
+    return not (actor.entropy_coeff or actor.use_kl_loss or actor.policy_loss.get("k2", 0.0))
+
+
 def row_name(label: Label, key: str) -> tuple[Any, ...]:
     """Of a row, the same wherever and whenever its rollout was lived: verl's keys are random, and files move."""
     run = str(label["rollout"]).rpartition(":")[2]
@@ -71,6 +77,7 @@ def padding(key: str, end: int, step: int, *, lost: str = "") -> Stored:
     """A row of zero weight: to make numbers even, or in place of a rollout that was lost, with the reason."""
     none = torch.zeros(1)
     fields = _fields([end], [end], torch.zeros(1, dtype=torch.int64), none, none, 0)
+    fields |= {"advantages": none, "returns": none}
     return key, fields, {**_tags(1, 1, step, step - 1, None), "is_padding": True, "lost": lost}
 
 
@@ -85,11 +92,9 @@ def _fields(
         "position_ids": torch.arange(len(ids)),
         "response_mask": mask,
         "loss_mask": mask,
-        "rollout_log_probs": logprobs,
         "old_log_probs": logprobs,
         "rm_scores": score,
         "num_turns": calls,
-        "extra_fields": {},
     }
 
 

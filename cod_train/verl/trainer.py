@@ -22,10 +22,10 @@ from verl.utils.py_functional import rename_dict
 from verl.utils.tensordict_utils import list_of_dict_to_tensordict
 
 from cod_agent.errors import UsageError
-from cod_train.batch import Report, advantages, layout
+from cod_train.batch import Report, plan
 from cod_train.settings import CPU_BACKEND, Settings
 from cod_train.verl import compat
-from cod_train.verl.rows import UPDATE_READS, padding, row_name, update_options
+from cod_train.verl.rows import UPDATE_READS, computes_advantages_only, padding, row_name, update_options
 
 logger = logging.getLogger(__name__)
 
@@ -62,7 +62,7 @@ class SegmentCreditTrainer(PPOTrainerSync):
         return dp_size * self.settings.mini_batches * (self.settings.micro_batches or 1)
 
     def _balance_batch(self, batch: KVBatchMeta, metrics: dict[str, Any], *args: Any, **kwargs: Any) -> KVBatchMeta:
-        settings, ranks = self.settings, compat.dispatch_ranks(self.actor_rollout_wg)
+        """Count what came; the rows are laid out when it is known what they are worth."""
         real = [at for at, tag in enumerate(batch.tags) if not tag.get("is_padding")]
         lost = Counter(str(tag["lost"]) for tag in batch.tags if tag.get("lost"))
         metrics["cod/rollouts_lost"] = sum(lost.values())
@@ -73,44 +73,9 @@ class SegmentCreditTrainer(PPOTrainerSync):
                 f"no rollout of step {self.global_steps} can train: "
                 + "; ".join(f"{n} x {why}" for why, n in lost.items())
             )
-        names = [row_name(batch.tags[at]["label"], batch.keys[at]) for at in real]
-        order = layout(
-            [batch.tags[at]["seq_len"] for at in real],
-            names,
-            mini_batches=settings.mini_batches,
-            ranks=ranks,
-            micro_batches=settings.micro_batches or 1,
-            seed=self.global_steps,
-        )
-        batch = self._padded(batch, len(order) - len(real))
-        real = [at for at, tag in enumerate(batch.tags) if not tag.get("is_padding")]
-        spare = [at for at, tag in enumerate(batch.tags) if tag.get("is_padding")]
-        batch.reorder([spare.pop() if row is None else real[row] for row in order])
-        metrics["cod/rows"], metrics["cod/padding_rows"] = len(real), len(order) - len(real)
-        metrics["cod/tokens"] = sum(tag["seq_len"] for tag in batch.tags)
-        metrics["cod/trained_tokens"] = sum(tag["label"]["tokens"] for tag in batch.tags if not tag.get("is_padding"))
+        metrics["cod/rows"] = len(real)
+        metrics["cod/trained_tokens"] = sum(batch.tags[at]["label"]["tokens"] for at in real)
         return batch
-
-    def _padded(self, batch: KVBatchMeta, wanted: int) -> KVBatchMeta:
-        """With exactly `wanted` padding rows, those of lost rollouts among them."""
-        have = [key for key, tag in zip(batch.keys, batch.tags, strict=True) if tag.get("is_padding")]
-        if surplus := set(have[wanted:]):
-            tq.kv_clear(keys=sorted(surplus), partition_id=batch.partition_id)
-            batch = batch.select_keys([key for key in batch.keys if key not in surplus])
-        if len(have) >= wanted:
-            return batch
-        end, name = int(self.tokenizer.eos_token_id or 0), f"pad{self.global_steps}"
-        made = [padding(f"{name}_{at}_0", end, self.global_steps) for at in range(wanted - len(have))]
-        keys, fields, tags = (list(part) for part in zip(*made, strict=True))
-        tq.kv_batch_put(
-            keys=keys, fields=list_of_dict_to_tensordict(fields), tags=tags, partition_id=batch.partition_id
-        )
-        return KVBatchMeta(
-            keys=batch.keys + keys,
-            tags=batch.tags + tags,
-            partition_id=batch.partition_id,
-            extra_info=batch.extra_info,
-        )
 
     def _compute_old_log_prob(self, batch: KVBatchMeta, metrics: dict[str, Any]) -> KVBatchMeta:
         """Those of the sampling stand beside the tokens already."""
@@ -119,35 +84,70 @@ class SegmentCreditTrainer(PPOTrainerSync):
     # ---- credit ----
 
     def _compute_advantage(self, batch: KVBatchMeta, metrics: dict[str, Any]) -> KVBatchMeta:
-        labels = [None if tag.get("is_padding") else tag["label"] for tag in batch.tags]
-        worth, report = advantages(labels, self.settings.credit)
+        settings = self.settings
+        real = [at for at, tag in enumerate(batch.tags) if not tag.get("is_padding")]
+        planned = plan(
+            [batch.tags[at]["label"] for at in real],
+            [batch.tags[at]["seq_len"] for at in real],
+            [row_name(batch.tags[at]["label"], batch.keys[at]) for at in real],
+            settings.credit,
+            mini_batches=settings.mini_batches,
+            ranks=compat.dispatch_ranks(self.actor_rollout_wg),
+            micro_batches=settings.micro_batches or 1,
+            seed=self.global_steps,
+            skip=computes_advantages_only(self.config),
+        )
+        worth = dict(zip(real, planned.worth.tolist(), strict=True))
         per_token = torch.nested.as_nested_tensor(
-            [torch.full((tag["response_len"],), float(value)) for tag, value in zip(batch.tags, worth, strict=True)],
+            [torch.full((tag["response_len"],), worth.get(at, 0.0)) for at, tag in enumerate(batch.tags)],
             layout=torch.jagged,
         )
-        fields = TensorDict({"advantages": per_token, "returns": per_token.clone()}, batch_size=len(batch))
+        fields = TensorDict({"advantages": per_token, "returns": per_token}, batch_size=len(batch))
         tq.kv_batch_put(keys=batch.keys, partition_id=batch.partition_id, fields=fields)
-        metrics |= credit_metrics(report)
-        metrics["cod/advantage_abs"] = float(abs(worth).mean())
+        self._order = [None if at is None else batch.keys[real[at]] for at in planned.order]
+        metrics |= credit_metrics(planned.report)
+        metrics["cod/advantage_abs"] = float(abs(planned.worth).mean())
         return batch
 
     # ---- the update ----
 
     def _update_actor(self, batch: KVBatchMeta, metrics: dict[str, Any]) -> KVBatchMeta:
-        ranks = compat.dispatch_ranks(self.actor_rollout_wg)
-        extra = {**batch.extra_info, **update_options(self.config, self.settings, len(batch), ranks)}
+        order, ranks = self._order, compat.dispatch_ranks(self.actor_rollout_wg)
+        batch, spare = self._with_padding(batch, order.count(None))
+        tags = dict(zip(batch.keys, batch.tags, strict=True))
+        keys = [spare.pop() if key is None else key for key in order]
         only = KVBatchMeta(
-            keys=batch.keys,
-            tags=batch.tags,
+            keys=keys,
+            tags=[tags[key] for key in keys],
             partition_id=batch.partition_id,
             fields=list(UPDATE_READS),
-            extra_info=extra,
+            extra_info={**batch.extra_info, **update_options(self.config, self.settings, len(keys), ranks)},
         )
+        metrics["cod/padding_rows"], metrics["cod/computed_rows"] = order.count(None), len(keys) - order.count(None)
+        metrics["cod/tokens"] = sum(tag["seq_len"] for tag in only.tags)
         out = rename_dict(self.actor_rollout_wg.update_actor(only)["metrics"], "actor/")
         out["perf/mfu/actor"] = out.pop("actor/mfu", 0.0)
         metrics.update(reduce_metrics(out))
         warn_of_disagreement(metrics, self.global_steps)
         return batch
+
+    def _with_padding(self, batch: KVBatchMeta, count: int) -> tuple[KVBatchMeta, list[str]]:
+        """The batch and rows of zero weight, and these rows' keys."""
+        if not count:
+            return batch, []
+        end, name = int(self.tokenizer.eos_token_id or 0), f"pad{self.global_steps}"
+        made = [padding(f"{name}_{at}_0", end, self.global_steps) for at in range(count)]
+        keys, fields, tags = (list(part) for part in zip(*made, strict=True))
+        tq.kv_batch_put(
+            keys=keys, fields=list_of_dict_to_tensordict(fields), tags=tags, partition_id=batch.partition_id
+        )
+        more = KVBatchMeta(
+            keys=batch.keys + keys,
+            tags=batch.tags + tags,
+            partition_id=batch.partition_id,
+            extra_info=batch.extra_info,
+        )
+        return more, list(keys)
 
     # ---- where the time goes ----
 

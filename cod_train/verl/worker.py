@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
+import time
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +33,9 @@ from cod_train.verl.rows import Stored, padding, stored
 
 logger = logging.getLogger(__name__)
 
+PATIENCE = 0.5
+"""Seconds that rollouts which have ended wait for others, to be handed over together."""
+
 
 class PackWorker(compat.worker_class()):  # type: ignore[misc]
     """Lives the packs it is sent, all at once."""
@@ -39,17 +44,25 @@ class PackWorker(compat.worker_class()):  # type: ignore[misc]
         super().__init__(*args, **kwargs)
         self._settings = Settings.of(self.config)
         self._prompts = PromptIds(self.tokenizer)
+        self._ends = frozenset(self.tokenizer.all_special_ids)
         self._recorders: dict[str, Recorder] = {}
         self._waiting: list[tuple[list[Stored], asyncio.Future[None]]] = []
         self._writing: asyncio.Task[None] | None = None
-        self._opening = asyncio.Lock()
+        self._opening, self._living = asyncio.Lock(), 0
         self._endpoint: Any = None
 
     async def _run_agent_loop(
         self, sampling_params: dict[str, Any], trajectory: dict[str, Any], *, agent_name: str, trace: bool, **kw: Any
     ) -> None:
         """One rollout, from its pack or from a record, into TransferQueue; what goes wrong with it goes there, too."""
-        validate, step = trajectory["validate"], kw["global_steps"]
+        self._living += 1
+        try:
+            await self._through(sampling_params, trajectory["validate"], kw)
+        finally:
+            self._living -= 1
+
+    async def _through(self, sampling_params: dict[str, Any], validate: bool, kw: dict[str, Any]) -> None:
+        step = kw["global_steps"]
         key = f"{kw['uid']}_{kw['session_id']}"
         try:
             rollout = await self._rollout(kw["place"], f"{kw['session_id']}", sampling_params, step, validate)
@@ -122,9 +135,10 @@ class PackWorker(compat.worker_class()):  # type: ignore[misc]
         out = await self.llm_client.generate(
             request_id=request, prompt_ids=prompt, sampling_params={**params, "logprobs": True}
         )
-        finish = (
-            "length" if out.stop_reason == "length" or len(out.token_ids) >= params.get("max_tokens", 1e9) else "stop"
-        )
+        # vLLM says "completed" for an answer that was cut off, too.
+        longest = min(params["max_tokens"], (self._settings.context_length or math.inf) - len(prompt))
+        cut = len(out.token_ids) >= longest and out.token_ids[-1] not in self._ends
+        finish = "length" if cut or out.stop_reason == "length" else "stop"
         weights = f"{self._settings.name}/step-{out.extra_fields.get('global_steps') or 0}"
         return Drawn(out.token_ids, out.log_probs or [], finish, weights)
 
@@ -177,8 +191,11 @@ class PackWorker(compat.worker_class()):  # type: ignore[misc]
         await done
 
     async def _write(self) -> None:
+        """One write for as many rollouts as end within a moment, or for all there are: each costs as much as many rows."""
         while self._waiting:
-            await asyncio.sleep(0)  # for those that finish in the same turn
+            until = time.monotonic() + PATIENCE
+            while len(self._waiting) < self._living and time.monotonic() < until:
+                await asyncio.sleep(PATIENCE / 50)
             batch, self._waiting = self._waiting, []
             rows = [row for some, _ in batch for row in some]
             try:
