@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 pytest.importorskip("numpy")
 from cod_agent.errors import UsageError  # noqa: E402
-from cod_train.batch import Credit, Shaping, advantages, layout, rows_of  # noqa: E402
+from cod_train.batch import Credit, Shaping, advantages, layout, plan, rows_of  # noqa: E402
 from cod_train.rollouts import Call, Rollout, Segment  # noqa: E402
 
 
@@ -191,3 +191,25 @@ def test_ranks_and_mini_batches_have_as_much_to_do() -> None:
 def test_a_layout_of_nothing_makes_no_sense() -> None:
     with pytest.raises(UsageError, match="mini_batches"):
         layout([3], ["a"], mini_batches=0, ranks=1, micro_batches=1, seed=0)
+
+
+def test_rows_worth_nothing_are_not_computed_and_the_mean_stays_that_of_all_tokens() -> None:
+    same = [rollout("a", [1.0], [], "p"), rollout("b", [1.0], [], "p")]
+    differ = [rollout("c", [1.0], [], "q"), rollout("d", [0.0], [], "q")]
+    rows = labelled(*same, *differ)
+    how = {"mini_batches": 1, "ranks": 1, "micro_batches": 1, "seed": 0}
+    lengths, names = [9] * 4, [row["rollout"] for row in rows]
+    whole = plan(rows, lengths, names, Credit(), **how, skip=False)
+    fewer = plan(rows, lengths, names, Credit(), **how, skip=True)
+    assert sorted(whole.order) == [0, 1, 2, 3] and sorted(fewer.order) == [2, 3]
+    tokens = sum(row["tokens"] for row in rows)
+    computed = sum(rows[at]["tokens"] for at in fewer.order if at is not None)
+    # What a row adds to a mean over the tokens computed is what it adds to the mean over all.
+    assert fewer.worth[2] / computed == pytest.approx(whole.worth[2] / tokens)
+    assert fewer.report.zero == 2
+
+
+def test_a_step_that_is_worth_nothing_is_computed_as_it_is() -> None:
+    rows = labelled(rollout("a", [1.0], []), rollout("b", [1.0], []))
+    found = plan(rows, [9, 9], ["a", "b"], Credit(), mini_batches=1, ranks=1, micro_batches=1, seed=0, skip=True)
+    assert sorted(found.order) == [0, 1] and not found.worth.any()

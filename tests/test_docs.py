@@ -38,7 +38,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from servers import ScriptedServer
 
 ROOT = Path(__file__).parent.parent
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 
 def named(page: Path) -> str:

@@ -105,13 +105,14 @@ class ServerAdapter(BaseRollout):
         self._rank = int(os.environ["RANK"]) if replica_rank == -1 else replica_rank
         self._options = _options(config)
         self._handles: list[Any] = []
-        torch.set_num_threads(self._options["train_threads"])
 
     async def resume(self, tags: Any) -> None: ...
 
     async def release(self) -> None: ...
 
     async def update_weights(self, weights: Any, global_steps: int | None = None, **_: Any) -> None:  # type: ignore[override]
+        # Here, because it counts for the thread that says it, and this one computes the updates.
+        torch.set_num_threads(self._options["train_threads"])
         if not self._handles:
             numbers = range(self._options["servers"])
             self._handles = [ray.get_actor(_server_name(self._rank, number)) for number in numbers]
