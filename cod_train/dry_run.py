@@ -139,7 +139,7 @@ def _notes(
     else:
         from cod_train.prompts import prefix_property
 
-        if why := prefix_property(tokenizer):
+        if why := prefix_property(tokenizer, **settings.template):
             yield f"calls of a conversation train apart, with more tokens: {why}"
     if settings.form == "natural":
         yield f"answers are reckoned to be of {settings.max_tokens * ANSWERS:.0f} words, a quarter of the most allowed"

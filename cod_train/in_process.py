@@ -49,7 +49,7 @@ class InProcess:
         from verl.workers.engine_workers import ActorRolloutRefWorker
 
         from cod_train.engines import engine_for
-        from cod_train.prompts import PromptIds
+        from cod_train.prompts import PromptIds, warn_of_template
         from cod_train.verl.packs import Packs
 
         options = config.actor_rollout_ref.rollout.engine_kwargs.cod_cpu
@@ -65,6 +65,7 @@ class InProcess:
             seed=options.get("seed", 0),
         )
         self._prompts = PromptIds(self.tokenizer)
+        warn_of_template(self.tokenizer, self.settings.template)
         self.train_packs = Packs("train", self.tokenizer, config.data)
         self.eval_packs = Packs("eval", self.tokenizer, config.data)
         self.step = self._resumed()

@@ -12,6 +12,7 @@ newer one stands for both: every call is exact, one of them is just not the exte
 
 from __future__ import annotations
 
+import logging
 import re
 from collections import OrderedDict
 from collections.abc import Hashable, Mapping, Sequence
@@ -23,6 +24,8 @@ from cod_agent.errors import ModelRefused, UsageError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+logger = logging.getLogger(__name__)
 
 REMEMBERED = 4096
 """Prompts and answers kept: a conversation needs its newest ones, so about twice the rollouts under way are enough."""
@@ -164,30 +167,39 @@ class _Recent(Generic[V]):
         return value
 
 
-def prefix_property(tokenizer: PreTrainedTokenizerBase) -> str:
+def warn_of_template(tokenizer: PreTrainedTokenizerBase, variables: Mapping[str, Any]) -> None:
+    """Say in the log what a chat template costs that keeps the calls of an episode apart."""
+    if why := prefix_property(tokenizer, **variables):
+        logger.warning("every call trains as a row of its own, which takes more tokens for the same gradient: %s", why)
+
+
+def prefix_property(tokenizer: PreTrainedTokenizerBase, **variables: Any) -> str:
     """Why the prompts of a conversation would not extend each other under this chat template; "" if they do.
 
     Tries a conversation of three turns, with plain answers and with answers that reason first.
+
+    Args:
+        variables: of the template, as `PromptIds.ids` takes them.
 
     Raises:
         UsageError: there is no chat template.
         ModelRefused: it does not take a plain conversation.
     """
     answer, end = "It is 4.", tokenizer.eos_token
-    if _stays_apart(tokenizer, answer, ""):
+    if _stays_apart(tokenizer, answer, "", variables):
         return "its chat template changes the text of earlier turns"
-    if end is None or _stays_apart(tokenizer, answer, end):
+    if end is None or _stays_apart(tokenizer, answer, end, variables):
         return f"turns do not end with the tokenizer's eos_token ({end!r}) in its chat template"
-    if _stays_apart(tokenizer, f"<think>\nTwo and two.\n</think>\n\n{answer}", end):
+    if _stays_apart(tokenizer, f"<think>\nTwo and two.\n</think>\n\n{answer}", end, variables):
         return "its chat template drops the reasoning of earlier turns"
     return ""
 
 
-def _stays_apart(tokenizer: PreTrainedTokenizerBase, answer: str, end: str) -> bool:
+def _stays_apart(tokenizer: PreTrainedTokenizerBase, answer: str, end: str, variables: Mapping[str, Any]) -> bool:
     prompts, said = PromptIds(tokenizer), [{"role": "user", "content": "What is 2 + 2?"}]
     sampled = tokenizer.encode(answer + end, add_special_tokens=False)
     for _ in range(3):
-        prompts.answered(prompts.ids(said), sampled)
+        prompts.answered(prompts.ids(said, **variables), sampled)
         said = [*said, {"role": "assistant", "content": answer}, {"role": "user", "content": "Sure?"}]
-    prompts.ids(said)
+    prompts.ids(said, **variables)
     return prompts.apart > 0

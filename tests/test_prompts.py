@@ -16,7 +16,7 @@ from cod_agent.context import COMPACT, message
 from cod_agent.environments.frozen_lake import PLAYERS, FrozenLake
 from cod_agent.errors import ModelRefused, UsageError
 from cod_agent.policies import POLICIES, folder_of
-from cod_train.prompts import PromptIds, prefix_property
+from cod_train.prompts import PromptIds, prefix_property, warn_of_template
 
 QWEN3_LIKE = (
     "{%- set ns = namespace(last=0) %}"
@@ -199,3 +199,10 @@ def test_templates_that_do_not_do() -> None:
         PromptIds(bare)
     seen = PromptIds(tokenizer_of(template="{% if enable_thinking %}goal{% else %}hole{% endif %}{{ tools }}"))
     assert seen.ids([user("x")], enable_thinking=True) != seen.ids([user("x")])
+
+
+def test_a_template_that_keeps_calls_apart_is_said_at_the_start(caplog: pytest.LogCaptureFixture) -> None:
+    warn_of_template(tokenizer_of(POLICIES[0]), {})
+    assert not caplog.records
+    warn_of_template(tokenizer_of(template=QWEN3_LIKE), {})
+    assert "drops the reasoning of earlier turns" in caplog.text

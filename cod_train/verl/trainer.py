@@ -23,6 +23,7 @@ from verl.utils.tensordict_utils import list_of_dict_to_tensordict
 
 from cod_agent.errors import UsageError
 from cod_train.batch import Report, plan
+from cod_train.prompts import warn_of_template
 from cod_train.settings import CPU_BACKEND, Settings
 from cod_train.verl import compat
 from cod_train.verl.rows import UPDATE_READS, computes_advantages_only, padding, row_name, update_options
@@ -54,6 +55,10 @@ class SegmentCreditTrainer(PPOTrainerSync):
 
         handles = [server for replica in self.llm_server_manager.rollout_replicas for server in replica.servers]
         return CoalescingClient(self.config, handles)
+
+    def _init_tokenizer(self) -> None:
+        super()._init_tokenizer()
+        warn_of_template(self.tokenizer, self.settings.template)
 
     # ---- rows ----
 
