@@ -25,6 +25,8 @@ from cod_train.rollouts import Sequence as TokenSequence
 Floats = NDArray[np.float64]
 NOTHING = 1e-9
 """An advantage nearer to zero is zero."""
+NO_RETURN = "no finite reward in its return"
+NO_OTHER = "no other to compare it with"
 Label = Mapping[str, Any]
 """rollout, group, environment (names); kind, position; rewards, updates (lists, null where lost), heirs; tokens (trained ones)."""
 
@@ -85,6 +87,10 @@ class Report:
     """Rows that count nothing, by reason."""
     zero: int = 0
     """Rows whose advantage is zero."""
+    alone: int = 0
+    """Rollouts that are compared with those of other packs, for want of others in their group."""
+    advantage_abs: float = 0.0
+    """Mean size of the rows' advantages; of `Plan.worth` it would shrink with the tokens that are left out."""
     temperature: float = 0.0
     """Mean RED temperature of the groups that were re-weighted; 0 if none was."""
 
@@ -111,7 +117,8 @@ def rows_of(rollout: Rollout, *, merge: bool = True, shaping: Shaping = Shaping(
 
 
 def advantages(labels: Sequence[Label | None], how: Credit) -> tuple[Floats, Report]:
-    """The advantage of each row [rows] (None: padding, worth 0) and a report. A row without any finite return is worth 0.
+    """The advantage of each row [rows] (None: padding, worth 0) and a report. A row without a return, or without another
+    to compare it with, is worth 0 and counted as dropped.
 
     Raises:
         UsageError: `how` does not make sense.
@@ -122,19 +129,23 @@ def advantages(labels: Sequence[Label | None], how: Credit) -> tuple[Floats, Rep
         if label is not None:
             lives[label["environment"]].setdefault(label["rollout"], label)
     report = _reported([label for of in lives.values() for label in of.values()])
-    worth: dict[tuple[str, str, int], float] = {}
+    worth: dict[tuple[str, str, int], tuple[float, float]] = {}
     for of in lives.values():
-        for names, baseline in _pools(list(of.values()), how):
-            worth |= _worth(names, how, baseline)
+        for groups, baseline in _pools(list(of.values()), how):
+            worth |= _worth(groups, how, baseline)
+            if baseline != how.baseline:
+                report.alone += len(groups)
     for row, label in enumerate(labels):
         if label is not None:
-            out[row] = worth[label["rollout"], label["kind"], label["position"]]
-    lost = np.isnan(out)
-    if lost.any():
-        report.dropped["no finite reward in its return"] = int(lost.sum())
-        out[lost] = 0.0
+            advantage, returned = worth[label["rollout"], label["kind"], label["position"]]
+            if math.isnan(advantage):
+                report.dropped[NO_RETURN if math.isnan(returned) else NO_OTHER] += 1
+            else:
+                out[row] = advantage
     out = _reweighted(out, labels, how, report)
-    report.zero = int(sum(abs(value) < NOTHING for value, label in zip(out, labels, strict=True) if label is not None))
+    sizes = [abs(float(value)) for value, label in zip(out, labels, strict=True) if label is not None]
+    report.zero = sum(size < NOTHING for size in sizes)
+    report.advantage_abs = sum(sizes) / max(1, len(sizes))
     return out, report
 
 
@@ -204,8 +215,8 @@ def _reported(lives: Sequence[Label]) -> Report:
 
 
 def _pools(lives: list[Label], how: Credit) -> Iterator[tuple[list[list[Label]], credit.Baseline]]:
-    """Lives that are compared with one another, as groups, each pool with its baseline. A life alone in its group, or without
-    one, is compared with the others of its environment instead."""
+    """Lives that are compared with one another, as groups, each pool with its baseline. Lives alone in their group, or without
+    one, are compared with one another by position instead."""
     if how.baseline == "position":
         yield [[label] for label in lives], "position"
         return
@@ -220,7 +231,10 @@ def _pools(lives: list[Label], how: Credit) -> Iterator[tuple[list[list[Label]],
         yield [[label] for label in alone], "position"
 
 
-def _worth(groups: list[list[Label]], how: Credit, baseline: credit.Baseline) -> dict[tuple[str, str, int], float]:
+def _worth(
+    groups: list[list[Label]], how: Credit, baseline: credit.Baseline
+) -> dict[tuple[str, str, int], tuple[float, float]]:
+    """(advantage, return) by rollout, kind and position."""
     most, longest = max(map(len, groups)), max(len(label["rewards"]) for group in groups for label in group)
     rewards = np.full((len(groups), most, longest), np.nan)
     updates = np.full((len(groups), most, max(0, longest - 1)), np.nan)
@@ -244,13 +258,16 @@ def _worth(groups: list[list[Label]], how: Credit, baseline: credit.Baseline) ->
             own=how.own,
             heirs=heirs,
         )
-    out: dict[tuple[str, str, int], float] = {}
+    out: dict[tuple[str, str, int], tuple[float, float]] = {}
+    parts = ("solve", made.solve, made.solve_returns), ("update", made.update, made.update_returns)
     for p, group in enumerate(groups):
         for g, label in enumerate(group):
-            for position in range(len(label["rewards"])):
-                out[label["rollout"], "solve", position] = float(made.solve[p, g, position])
-            for position in range(len(label["updates"])):
-                out[label["rollout"], "update", position] = float(made.update[p, g, position])
+            for kind, worth, returned in parts:
+                for position in range(worth.shape[-1]):
+                    out[label["rollout"], kind, position] = (
+                        float(worth[p, g, position]),
+                        float(returned[p, g, position]),
+                    )
     return out
 
 

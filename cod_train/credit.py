@@ -70,7 +70,7 @@ def segment_credit(
         gamma: between 0 and 1. Only with "discounted".
         baseline: "group", the mean over the G runs; "leave-one-out", the mean over the others of them (NaN without others);
             "position", for runs that have no group: the mean over all other runs in the array, or, where no other has
-            this segment, over all other segments of its kind.
+            this segment, over all other segments of its kind (NaN where the array has one run only).
         own: an update's own reward is one "element" of q (published), or is added "beside" the return of the later ones.
         heirs: [..., G, S] integers: the first position whose solve episode could see what position k left behind, S if
             none. By default k + 1, as in a pack.
@@ -205,6 +205,9 @@ def _less(returns: Floats, baseline: str) -> Floats:
         return _centred(returns)
     if baseline == "leave-one-out":
         return _less_others(returns, -2)
+    if np.isfinite(returns).any(-1).sum() < 2:
+        # Less its own other positions a run would be worth what its positions are, and not what it did.
+        return np.full(returns.shape, np.nan)
     out = _less_others(returns, tuple(range(returns.ndim - 1)))
     return np.where(np.isnan(out), _less_others(returns, None), out)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import random
 from itertools import chain
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -88,6 +89,34 @@ def test_lives_without_a_group_are_compared_by_position_within_their_world() -> 
 def test_a_group_that_shrank_to_one_is_compared_with_the_others_of_its_world() -> None:
     found = worth(labelled(rollout("a", [1.0], [], "p"), rollout("b", [0.0], [], "q"), rollout("c", [0.0], [], "r")))
     assert found["a", "solve", 0] == 1.0 and found["b", "solve", 0] == -0.5
+
+
+@pytest.mark.parametrize("baseline", ["group", "leave-one-out"])
+def test_lives_without_others_in_their_group_are_counted(baseline: Any) -> None:
+    together = [rollout("a", [1.0], [], "p"), rollout("b", [0.0], [], "p")]
+    lone = [rollout("c", [1.0], [], "q"), rollout("d", [0.0], [], "")]
+    found, report = advantages(labelled(*together, *lone), Credit(baseline=baseline))
+    assert found[2:].tolist() == [1.0, -1.0] and report.alone == 2 and not report.dropped
+    assert advantages(labelled(*together), Credit(baseline=baseline))[1].alone == 0
+    # Where that is what was asked for, nobody is wanting.
+    assert advantages(labelled(*lone), Credit(baseline="position"))[1].alone == 0
+
+
+def test_a_life_with_nothing_to_compare_it_with_is_dropped_with_that_reason() -> None:
+    rows = labelled(rollout("a", [0.0, 1.0], [0.0], "p"))
+    rows += labelled(rollout("b", [1.0], [], "q"), rollout("c", [1.0], [], "q"))
+    found, report = advantages(rows, Credit())
+    assert found.tolist() == [0.0] * 5 and report.alone == 1
+    assert report.dropped == {"no other to compare it with": 3}
+
+
+def test_the_size_of_advantages_is_that_of_all_rows_before_any_is_left_out() -> None:
+    rows = labelled(*[rollout(name, [reward], [], "p") for name, reward in (("a", 1.0), ("b", 0.0))])
+    rows += labelled(*[rollout(name, [1.0], [], "q") for name in ("c", "d")])
+    assert advantages([*rows, None], Credit())[1].advantage_abs == pytest.approx(0.25)
+    how = {"mini_batches": 1, "ranks": 1, "micro_batches": 1, "seed": 0}
+    planned = plan(rows, [9] * 4, [row["rollout"] for row in rows], Credit(), **how, skip=True)
+    assert planned.report.advantage_abs == pytest.approx(0.25) and abs(planned.worth).mean() == pytest.approx(0.125)
 
 
 def test_lost_rewards_leave_and_are_counted() -> None:

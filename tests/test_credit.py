@@ -109,6 +109,15 @@ def test_runs_without_a_group_are_compared_by_position() -> None:
     assert segment_credit([[1.0]], np.zeros((1, 0)), baseline="position").dropped == 1
 
 
+def test_a_run_alone_is_not_compared_with_its_own_other_positions() -> None:
+    # Padding is no other run, and a run may have company in its solves and none in its updates.
+    made = segment_credit([[[0, 1, 1]], [[NAN] * 3]], [[[0, 0]], [[NAN] * 2]], baseline="position")
+    assert np.isfinite(made.solve_returns[0]).all() and np.isnan(made.solve).all() and np.isnan(made.update).all()
+    some = segment_credit([[[0, 1]], [[0, NAN]]], [[[0]], [[NAN]]], heirs=[[[1, 2]], [[2, 2]]], baseline="position")
+    close(some.solve[:, 0, 0], [0.5, -0.5])
+    assert np.isnan(some.update).all()
+
+
 def test_equal_returns_are_worth_exactly_nothing() -> None:
     made = segment_credit([[0.1, 0.7, 0.2]] * 7, [[-0.1, 0]] * 7)
     assert not made.solve.any() and not made.update.any()
@@ -214,6 +223,7 @@ def slow_credit(
             pool = [other for other in pool if other != at]
         if baseline == "position" and not pool:
             pool = [other for other in finite if other[0] == kind and other != at]
+            pool = pool if any(other[1:3] != at[1:3] for other in pool) else []
         if pool:
             out[at] = value - sum(finite[other] for other in pool) / len(pool)
     return out
