@@ -43,7 +43,13 @@ def refuse(wrong: Sequence[Problem]) -> None:
 
 def check_before_training(config: Any, settings: Settings) -> None:
     """What can be told at once, without living packs. Raises: UsageError."""
-    refuse([*_sampling(config), *_files(settings)])
+    ranks, parallel = config.trainer.nnodes * config.trainer.n_gpus_per_node, config.actor_rollout_ref.rollout
+    uneven = [
+        ("actor_rollout_ref.rollout.tensor_model_parallel_size", f"{ranks} GPUs do not divide by it")
+        for size in [parallel.tensor_model_parallel_size]
+        if size < 1 or ranks % size
+    ]
+    refuse([*_sampling(config), *_files(settings), *uneven])
 
 
 def _sampling(config: Any) -> Iterator[Problem]:
@@ -60,6 +66,18 @@ def _sampling(config: Any) -> Iterator[Problem]:
             "algorithm.rollout_correction.bypass_mode",
             "the old log-probabilities are those of the sampling; set true",
         )
+    if actor.loss_agg_mode != "token-mean":
+        yield (
+            "actor_rollout_ref.actor.loss_agg_mode",
+            f"{actor.loss_agg_mode}: rows are parts of episodes and some are left out, so only a mean over tokens makes sense; "
+            "set token-mean",
+        )
+    for key, plain in (("temperature", 1), ("top_p", 1)):
+        if rollout.val_kwargs[key] != plain:
+            yield (
+                f"actor_rollout_ref.rollout.val_kwargs.{key}",
+                f"{rollout.val_kwargs[key]}: measure the policy itself; set 1",
+            )
     if actor.use_kl_loss or config.algorithm.use_kl_in_reward:
         yield "actor_rollout_ref.actor.use_kl_loss", "there is no reference model here; set policy_loss.k2 instead"
     if config.trainer.v1.trainer_mode != "sync":

@@ -91,8 +91,14 @@ def train(
         words += [f"data.eval_packs={eval_packs}", "trainer.val_before_train=true", f"trainer.test_freq={last}"]
     words += [f"trainer.logger=[file,tensorboard{',wandb' if wandb else ''}]"]
     words += [word for word in more if "=" in word]
+    from cod_train.checks import check_before_training
+    from cod_train.settings import Settings
+    from cod_train.verl_main import composed
+
+    composition = composed(words)
+    check_before_training(composition, Settings.of(composition))  # before the folder is this training's
     _begin(out, words)
-    _run(words, out, in_process, quiet=as_json)
+    _run(words, out, composition, in_process, quiet=as_json)
     _tell(out, base, as_json)
 
 
@@ -120,16 +126,15 @@ def _begin(out: Path, words: list[str]) -> None:
     note.write_text(json.dumps({"config": words}, indent=2) + "\n")
 
 
-def _run(words: list[str], out: Path, in_process: bool, *, quiet: bool) -> None:
+def _run(words: list[str], out: Path, config: Any, in_process: bool, *, quiet: bool) -> None:
     """Train in a process of its own, saying how it goes.
 
     Raises:
         CodError: it failed; the message has its last words.
     """
     from cod_train.progress import steps
-    from cod_train.verl_main import CPU_ENVIRONMENT, composed
+    from cod_train.verl_main import CPU_ENVIRONMENT
 
-    config = composed(words)
     total = config.trainer.total_training_steps
     way = ["--in-process"] if in_process else []
     log = out / "train.log"

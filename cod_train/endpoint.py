@@ -17,12 +17,12 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import zlib
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from functools import lru_cache
 from math import isfinite
 from typing import TYPE_CHECKING, Any
-from uuid import uuid4
 
 from cod_agent.errors import MissingExtra, ModelRefused, UsageError
 from cod_agent.journal.answers import as_stream
@@ -184,7 +184,7 @@ class Endpoint:
             raise Refused(str(error)) from None
         sampling = {**asked.sampling, "max_tokens": self._limit(len(prompt), asked.sampling.get("max_tokens"))}
         try:
-            drawn = _checked(await self._generate(uuid4().hex, [*prompt], sampling))
+            drawn = _checked(await self._generate(_conversation(asked), [*prompt], sampling))
         except Exception as error:  # whatever the trainer's server does: the client asks again
             said = f"the rollout server gave no answer: {type(error).__name__}: {error}"
             raise Refused(said, 503, "no_answer") from error
@@ -222,3 +222,8 @@ def _checked(drawn: Drawn) -> Drawn:
     if drawn.finish not in ("stop", "length"):
         raise ValueError(f"the answer ended with {drawn.finish!r}: only stop and length can be trained on")
     return drawn
+
+
+def _conversation(asked: Asked) -> str:
+    """A name that the turns of a conversation share, so that they go to the server that has their keys and values."""
+    return f"{zlib.crc32(repr(asked.messages[:2]).encode(errors='replace')):08x}"

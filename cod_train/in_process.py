@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, cast
 
-from cod_agent.errors import CodError, UsageError
+from cod_agent.errors import UsageError
 from cod_agent.models.base import Sampling
 from cod_train.batch import Row, plan, rows_of
 from cod_train.live import Recorder
@@ -131,8 +131,11 @@ class InProcess:
             for rollout in rollouts
             for row in rows_of(rollout, merge=self.settings.merge, shaping=self.settings.shaping)
         ]
+        refused = Counter(part.refused for rollout in rollouts for part in rollout.segments if part.refused)
         for reason, count in lost.items():
             logger.warning("step %s: %s rollouts do not train: %s", self.step, count, reason)
+        for reason, count in refused.items():
+            logger.warning("step %s: %s segments do not train: %s", self.step, count, reason)
         if not rows:
             why = "; ".join(f"{count} x {reason}" for reason, count in lost.items())
             raise UsageError(f"no rollout of step {self.step} can train: {why}")
@@ -144,6 +147,7 @@ class InProcess:
         return {
             **metrics,
             "cod/rollouts_lost": float(sum(lost.values())),
+            "cod/segments_refused": float(sum(refused.values())),
             "timing_s/gen": sampled - began,
             "timing_s/update_actor": updated - sampled,
             "timing_s/update_weights": ended - updated,
@@ -157,12 +161,13 @@ class InProcess:
         out: Metrics = {}
         for world in sorted({rollout.environment for rollout in rollouts}):
             lives = [rollout for rollout in rollouts if rollout.environment == world]
+            means = {}
             for position in range(self.settings.pack_size):
                 known = [life.rewards[position] for life in lives if life.rewards[position] == life.rewards[position]]
                 if known:
-                    out[f"val-aux/{world}/reward_pos{position}/mean@1"] = sum(known) / len(known)
-            if out:
-                out[f"val-core/{world}/acc/mean@1"] = sum(out.values()) / len(out)
+                    means[f"val-aux/{world}/reward_pos{position}/mean@1"] = sum(known) / len(known)
+            if means:
+                out |= {**means, f"val-core/{world}/acc/mean@1": sum(means.values()) / len(means)}
         return out
 
     def save(self) -> Path:
@@ -206,7 +211,7 @@ class InProcess:
             return asyncio.run(self._lived(recorder, list(places), times))
         finally:
             recorder.close()
-            if not self.settings.keep_rollouts:
+            if purpose == "train" and not self.settings.keep_rollouts:
                 for part in recorder.file.parent.glob(f"{recorder.file.name}*"):
                     part.unlink(missing_ok=True)
 
@@ -218,9 +223,9 @@ class InProcess:
         async def one(place: Any, attempt: int) -> Rollout | None:
             try:
                 if "recorded" in place:
-                    return read_recorded(place["recorded"][attempt], self.settings)
+                    return read_recorded(place["recorded"][attempt], self.settings, self.tokenizer)
                 return await recorder.live(place, str(attempt))
-            except CodError as error:
+            except Exception as error:
                 lost[f"{type(error).__name__}: {error}"] += 1
                 return None
 
@@ -297,7 +302,6 @@ class InProcess:
             "cod/computed_rows": float(len(laid) - planned.order.count(None)),
             "cod/tokens": float(sum(row[2]["seq_len"] for row, _ in laid)),
             "cod/trained_tokens": float(sum(row.label["tokens"] for row in rows)),
-            "cod/advantage_abs": float(abs(planned.worth).mean()),
         }
         return {**{name: float(value) for name, value in out.items()}, **tokens, **credit_metrics(planned.report)}
 

@@ -13,7 +13,7 @@ from typing import Any
 from cod_agent.completions import Completion, OnDelta, Tokens
 from cod_agent.context import Message
 from cod_agent.environments.base import Form
-from cod_agent.errors import ModelError, ModelRefused
+from cod_agent.errors import ModelError
 from cod_agent.journal import record_completion
 from cod_agent.models.base import Sampling
 from cod_train.prompts import PromptIds
@@ -74,18 +74,18 @@ class TokenModel:
     async def complete(self, messages: Sequence[Message], *, on_delta: OnDelta | None = None) -> Completion:
         """One answer to `messages`.
 
+        A conversation that fills the context is answered with nothing: the world ends the episode, an update is refused.
+
         Raises:
-            ModelRefused: the conversation does not fit.
+            ModelRefused: the chat template does not take the conversation.
             ModelError: the server failed.
         """
 
         async def answer(messages: Sequence[Message]) -> Completion:
             prompt = self.prompts.ids([message.wire() for message in messages], **self._template)
             if self.context_length is not None and len(prompt) >= self.context_length:
-                raise ModelRefused(
-                    f"the conversation is {len(prompt)} tokens long and {self.name} takes {self.context_length} with the "
-                    "answer: shorten the context (max_context), or raise the trainer's prompt length"
-                )
+                # The policy has talked until there was no room for an answer, and that is its failure: it says nothing more.
+                return Completion("", "length", Tokens(prompt, [], []), "", "", (len(prompt), 0))
             try:
                 drawn = await self._generate(self._request, prompt, self.sampling.wire())
             except ModelError:

@@ -107,8 +107,10 @@ def rec_loss(
     if k2:
         loss = loss + k2 * (log_prob - old_log_prob).square()
     tokens = here.sum().clamp(min=1)
-    sums = {"clipped": (~counts & here), "ratio": ratio * here, "kl": -drift, "advantage": gain}
-    return loss, {name: (values.sum() / tokens).item() for name, values in sums.items()}
+    # Of no tokens at all, as in padding, the mean ratio is 1: nothing has moved.
+    sums = {"clipped": (~counts & here), "ratio": (ratio - 1) * here, "kl": -drift, "advantage": gain}
+    means = {name: (values.sum() / tokens).item() for name, values in sums.items()}
+    return loss, {**means, "ratio": 1 + means["ratio"]}
 
 
 def _counts(

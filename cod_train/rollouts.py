@@ -277,6 +277,9 @@ class _Reader:
         told: dict[int, list[int]] = {}
         for number, row in enumerate(rows if not refused else ()):
             call, refused = self._call(told, row)
+            if refused == EMPTY and calls:  # no room was left for an answer: what was said until then trains
+                refused = ""
+                continue
             if call is None:
                 where += f", call {number + 1} of {len(rows)}"
                 break

@@ -9,8 +9,10 @@ the dials are.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -46,11 +48,11 @@ def main(arguments: list[str] | None = None) -> None:
             from cod_train.dry_run import show
 
             show(config)
-        elif alone:
-            _with_environment(CPU_ENVIRONMENT)
-            train_in_process(config)
         else:
-            train(config)
+            if alone:
+                _with_environment(CPU_ENVIRONMENT)
+            with alone_in(Path(config.trainer.default_local_dir)):
+                (train_in_process if alone else train)(config)
     except CodError as error:
         # What Ray brings back from an actor has the whole trace for a message, and the error itself inside.
         raise SystemExit(f"Error: {getattr(error, 'cause', error)}") from None
@@ -103,6 +105,33 @@ def composed(arguments: list[str]) -> Any:
     return config
 
 
+@contextlib.contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """Two trainings in one folder would overwrite each other's checkpoints: the second is refused, also while a first one
+    outlives the command that started it.
+
+    Raises:
+        UsageError: another one runs there.
+    """
+    import fcntl
+
+    from cod_agent.errors import UsageError
+
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "training.lock").open("a+") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            lock.seek(0)
+            raise UsageError(
+                f"another training runs in {folder} (process {lock.read().strip() or 'unknown'}): wait for it, or end it"
+            ) from None
+        lock.truncate(0)
+        lock.write(str(os.getpid()))
+        lock.flush()
+        yield
+
+
 def train(config: Any) -> None:
     """Run the training a config describes, on a Ray of its own or the one `ray_kwargs.ray_init.address` names.
 
@@ -130,7 +159,8 @@ def train(config: Any) -> None:
             init.num_cpus = init.num_gpus = None  # a running Ray knows its own
         else:
             init.address = "local"  # without a word, Ray joins whatever runs on this machine
-        init.runtime_env = {"env_vars": {**environment, **(init.get("runtime_env") or {}).get("env_vars", {})}}
+        given = dict(init.get("runtime_env") or {})
+        init.runtime_env = {**given, "env_vars": {**environment, **(given.get("env_vars") or {})}}
     validate_config(config=config, use_reference_policy=need_reference_policy(config), use_critic=need_critic(config))
     run_ppo(config, task_runner_class=ray.remote(task_runner()))
 

@@ -19,6 +19,7 @@ for package in ("torch", "verl", "transformers", "xllamacpp"):
 from trainings import ROOT, SMALL, command, gradient, only_step, trained  # noqa: E402
 
 from cod_train.progress import evaluations, newest_checkpoint, steps  # noqa: E402
+from cod_train.verl_main import alone_in  # noqa: E402
 
 pytestmark = pytest.mark.slow
 
@@ -119,6 +120,20 @@ def test_a_killed_training_goes_on(tmp_path: Path) -> None:
 def test_a_folder_belongs_to_one_training(lived: Path) -> None:
     refused = trained(*TINY, "--out", lived, "--steps", 2, "--eval-packs", 4, "--seed", 5, ok=False)
     assert refused.returncode == 1 and "data.seed=5" in refused.stderr and "choose another --out" in refused.stderr
+
+
+def test_a_mistake_does_not_make_a_folder_its_own(tmp_path: Path) -> None:
+    out = tmp_path / "typo"
+    refused = trained(*TINY, "--out", out, "--steps", 1, "cod.creditt=x", ok=False)
+    assert refused.returncode == 1 and "cod.creditt" in refused.stderr and not (out / "train.json").exists()
+    cool = trained(*TINY, "--out", out, "actor_rollout_ref.rollout.temperature=0.7", ok=False)
+    assert cool.returncode == 1 and "none of them trains" in cool.stderr
+
+
+def test_one_training_at_a_time_in_a_folder(tmp_path: Path) -> None:
+    with alone_in(tmp_path):
+        refused = trained(*TINY, "--out", tmp_path, "--steps", 1, ok=False)
+    assert refused.returncode == 1 and f"process {os.getpid()}" in refused.stderr
 
 
 def test_what_was_recorded_at_another_temperature_is_refused_with_the_reason(tmp_path: Path) -> None:

@@ -60,8 +60,22 @@ def test_the_record_of_the_step_trains_in_one_process_with_the_same_gradient(liv
 
 @pytest.mark.cluster
 def test_a_replay_with_verl_has_the_gradient_of_the_live_step(lived: Path, tmp_path: Path) -> None:
-    trained("--from", record(lived), *SMALL, "--out", tmp_path / "replay", "--steps", 1)
+    # There are records for one step: it is the last one, whatever was asked for, and it is saved.
+    trained("--from", record(lived), *SMALL, "--out", tmp_path / "replay", "--steps", 30)
     assert gradient(tmp_path / "replay") == pytest.approx(gradient(lived), rel=1e-6)
+    assert newest_checkpoint(tmp_path / "replay") is not None
+
+
+@pytest.mark.cluster
+def test_verl_goes_on_from_a_training_in_one_process(tmp_path: Path) -> None:
+    words = (*LIVE, "--out", tmp_path / "both")
+    trained(*words, "--in-process", "--steps", 1)
+    trained(*words, "--steps", 2)
+    assert [step.number for step in steps(tmp_path / "both")] == [1, 2]
+    (file,) = (tmp_path / "both" / "rollouts").glob("train-000002*.db")
+    with sqlite3.connect(file) as conn:
+        packs = {name.split("#")[0].rpartition("/")[2] for (name,) in conn.execute("SELECT name FROM runs")}
+    assert packs == {"2", "3"}
 
 
 @pytest.mark.cluster

@@ -17,6 +17,7 @@ from verl.workers.rollout.base import BaseRollout
 from verl.workers.rollout.llm_server import LLMServerClient
 from verl.workers.rollout.replica import RolloutReplica, TokenOutput
 
+from cod_agent.errors import ModelError
 from cod_train.settings import CPU_BACKEND
 
 
@@ -31,15 +32,22 @@ class Server:
         self._version = 0
 
     async def generate_many(self, requests: list[tuple[list[int], dict[str, Any]]]) -> list[tuple[Any, ...]]:
-        """[(prompt ids, sampling parameters)] -> [(ids, log-probabilities, finish, version of the weights)]"""
-        under_way = [asyncio.wrap_future(self._ask(prompt, params)) for prompt, params in requests]
-        return [(one.ids, one.logprobs, one.finish, self._version) for one in await asyncio.gather(*under_way)]
+        """[(prompt ids, sampling parameters)] -> [(ids, log-probabilities, finish, version of the weights)], or an error instead."""
+        return await asyncio.gather(*[self._answer(prompt, params) for prompt, params in requests])
+
+    async def _answer(self, prompt: list[int], params: dict[str, Any]) -> tuple[Any, ...]:
+        try:
+            drawn = await asyncio.wrap_future(self._ask(prompt, params))
+        except Exception as error:  # one bad request is not the others' business
+            return (f"{type(error).__name__}: {error}",)
+        return drawn.ids, drawn.logprobs, drawn.finish, self._version
 
     async def generate(
         self, request_id: str, prompt_ids: list[int], sampling_params: dict[str, Any], **_: Any
     ) -> TokenOutput:
         """verl's own interface."""
-        [(ids, logprobs, finish, version)] = await self.generate_many([(list(prompt_ids), sampling_params)])
+        [answer] = await self.generate_many([(list(prompt_ids), sampling_params)])
+        ids, logprobs, finish, version = _sound(answer)
         extra = {"global_steps": version}
         return TokenOutput(token_ids=ids, log_probs=logprobs, stop_reason=finish, num_preempted=0, extra_fields=extra)
 
@@ -60,6 +68,12 @@ class Server:
 
     wake_up = sleep = clear_kv_cache = release_kv_cache = resume_kv_cache = _nothing
     abort_all_requests = resume_generation = start_profile = stop_profile = set_global_steps = _nothing
+
+
+def _sound(answer: tuple[Any, ...]) -> tuple[Any, ...]:
+    if len(answer) == 1:
+        raise ModelError(answer[0])
+    return answer
 
 
 def _options(rollout: Any) -> dict[str, Any]:
@@ -141,7 +155,7 @@ class CoalescingClient(LLMServerClient):
             sending = asyncio.create_task(self._send(at))
             self._sending.add(sending)
             sending.add_done_callback(self._sending.discard)
-        ids, logprobs, finish, version = await done
+        ids, logprobs, finish, version = _sound(await done)
         extra = {"global_steps": version, "min_global_steps": version, "max_global_steps": version}
         return TokenOutput(token_ids=ids, log_probs=logprobs, stop_reason=finish, num_preempted=0, extra_fields=extra)
 

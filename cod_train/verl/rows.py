@@ -53,7 +53,8 @@ def computes_advantages_only(config: Any) -> bool:
 
 def row_name(label: Label, key: str) -> tuple[Any, ...]:
     """Of a row, the same wherever and whenever its rollout was lived: verl's keys are random, and files move."""
-    run = str(label["rollout"]).rpartition(":")[2]
+    _, in_file, run = str(label["rollout"]).partition(".db:")
+    run = run if in_file else str(label["rollout"])
     return label["environment"], run, label["position"], label["kind"], int(key.rpartition("_")[2])
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -60,11 +61,25 @@ class SegmentCreditTrainer(PPOTrainerSync):
         super()._init_tokenizer()
         warn_of_template(self.tokenizer, self.settings.template)
 
-    # ---- rows ----
+    def _init_dataloader(self) -> None:
+        super()._init_dataloader()
+        # Records may run out before the steps do: the last step there is saves and validates.
+        possible = self.steps_per_epoch * self.config.trainer.total_epochs
+        self.total_training_steps = min(self.total_training_steps, possible)
 
-    def _get_required_batch_multiple(self, dp_size: int) -> int:
-        """Rows of a step come in any number; verl would want a multiple of packs times rollouts."""
-        return dp_size * self.settings.mini_batches * (self.settings.micro_batches or 1)
+    def _load_checkpoint(self) -> None:
+        super()._load_checkpoint()
+        if self.global_steps and not (self._checkpoint / "data.pt").is_file():
+            # Left by a training in one process: its place in the packs is its step.
+            self.train_dataloader_it = iter(self.train_dataloader)
+            for _ in range(self.global_steps):
+                next(self.train_dataloader_it, None)
+
+    @property
+    def _checkpoint(self) -> Path:
+        return Path(self.config.trainer.default_local_dir) / f"global_step_{self.global_steps}"
+
+    # ---- rows ----
 
     def _balance_batch(self, batch: KVBatchMeta, metrics: dict[str, Any], *args: Any, **kwargs: Any) -> KVBatchMeta:
         """Count what came; the rows are laid out when it is known what they are worth."""
@@ -73,6 +88,10 @@ class SegmentCreditTrainer(PPOTrainerSync):
         metrics["cod/rollouts_lost"] = sum(lost.values())
         for reason, count in lost.items():
             logger.warning("step %s: %s rollouts do not train: %s", self.global_steps, count, reason)
+        refused = Counter(reason for tag in batch.tags for reason in tag.get("refused", ()))
+        metrics["cod/segments_refused"] = sum(refused.values())
+        for reason, count in refused.items():
+            logger.warning("step %s: %s segments do not train: %s", self.global_steps, count, reason)
         if not real:
             raise UsageError(
                 f"no rollout of step {self.global_steps} can train: "
@@ -111,7 +130,6 @@ class SegmentCreditTrainer(PPOTrainerSync):
         tq.kv_batch_put(keys=batch.keys, partition_id=batch.partition_id, fields=fields)
         self._order = [None if at is None else batch.keys[real[at]] for at in planned.order]
         metrics |= credit_metrics(planned.report)
-        metrics["cod/advantage_abs"] = float(abs(planned.worth).mean())
         return batch
 
     # ---- the update ----
@@ -185,6 +203,8 @@ def credit_metrics(report: Report) -> dict[str, float]:
         "cod/dropped_rows": float(sum(report.dropped.values())),
         "cod/zero_advantage_rows": float(report.zero),
         "cod/red_temperature": report.temperature,
+        "cod/rollouts_alone": float(report.alone),
+        "cod/advantage_abs": report.advantage_abs,
     }
     out |= {f"cod/reward_pos{position}": reward for position, reward in report.reward.items()}
     if report.reward:

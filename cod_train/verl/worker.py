@@ -78,7 +78,9 @@ class PackWorker(compat.worker_class()):  # type: ignore[misc]
             await self._put_validation(key, rollout, kw)
         elif rows:
             version = version_of(rollout, self._settings.name) if "recorded" in kw["place"] else step - 1
-            await self._put([stored(f"{key}_{number}", row, step, version) for number, row in enumerate(rows)])
+            made = [stored(f"{key}_{number}", row, step, version) for number, row in enumerate(rows)]
+            made[0][2]["refused"] = [segment.refused for segment in rollout.segments if segment.refused]
+            await self._put(made)
         else:
             reasons = {segment.refused for segment in rollout.segments if segment.refused} or {"it has no calls"}
             await self._put([self._lost(key, step, "; ".join(sorted(reasons)))])
@@ -92,7 +94,11 @@ class PackWorker(compat.worker_class()):  # type: ignore[misc]
             # One session for each recorded rollout of the group; the others have nothing to do.
             chosen = place["recorded"]
             at = int(attempt)
-            return await asyncio.to_thread(read_recorded, chosen[at], self._settings) if at < len(chosen) else None
+            return (
+                await asyncio.to_thread(read_recorded, chosen[at], self._settings, self.tokenizer)
+                if at < len(chosen)
+                else None
+            )
         async with self._opening:  # rollouts of a step come all at once, and share one file
             recorder = await self._recorder("eval" if validate else "train", step, sampling)
         return await recorder.live(place, attempt)
@@ -103,7 +109,7 @@ class PackWorker(compat.worker_class()):  # type: ignore[misc]
         if known is None or known.file.stem != stem:
             if known is not None:
                 known.close()
-                if not self._settings.keep_rollouts:
+                if purpose == "train" and not self._settings.keep_rollouts:
                     for part in known.file.parent.glob(f"{known.file.name}*"):
                         part.unlink(missing_ok=True)
             drawn = Sampling(sampling["temperature"], sampling["top_p"], self._settings.max_tokens)
@@ -159,8 +165,8 @@ class PackWorker(compat.worker_class()):  # type: ignore[misc]
                 max_tokens=self._settings.max_tokens,
                 template=self._settings.template,
             )
-            self._base_url = await self._endpoint.start()
-        return made_solver(self._settings.solver, self._base_url, self._settings.name)
+            self._made = made_solver(self._settings.solver, await self._endpoint.start(), self._settings.name)
+        return self._made
 
     # ---- handing over ----
 
@@ -169,10 +175,8 @@ class PackWorker(compat.worker_class()):  # type: ignore[misc]
 
     async def _put_validation(self, key: str, rollout: Rollout, kw: dict[str, Any]) -> None:
         """The last row, with the reward of every position: what verl's validation averages and logs."""
-        rows = list(rows_of(rollout))
-        if not rows:
-            return
-        key, fields, tags = stored(f"{key}_0", rows[-1], kw["global_steps"], kw["global_steps"])
+        # The tokens of the row are of no account.
+        key, fields, tags = padding(f"{key}_0", int(self.tokenizer.eos_token_id or 0), kw["global_steps"])
         rewards = [0.0 if reward != reward else reward for reward in rollout.rewards]
         info = {f"reward_pos{position}": reward for position, reward in enumerate(rewards)}
         info["acc"] = sum(rewards) / len(rewards)
