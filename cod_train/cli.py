@@ -12,13 +12,15 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from cod_agent.cli.output import command_line, console, print_json
-from cod_agent.errors import CodError, MissingExtra, UsageError
+from cod_agent.environments import make_world
+from cod_agent.errors import CodError, MissingExtra, UnknownName, UsageError
 from cod_agent.policies import POLICIES, folder_of
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -36,15 +38,16 @@ def train(
         list[str] | None, typer.Option("--from", metavar="DB", help="Run databases to train from; several may follow.")
     ] = None,
     env: Annotated[
-        str | None, typer.Option("--env", metavar="WORLD", help="Live in this world (default: frozen-lake:small).")
+        str | None,
+        typer.Option("--env", metavar="WORLD", help="World to live and be measured in (default: frozen-lake:small)."),
     ] = None,
     base: Annotated[str, typer.Option("--base", help="A shipped policy or a Hugging Face folder.")] = "embedded-base",
     out: Annotated[Path, typer.Option("--out", help="Where checkpoints, metrics, records and figure go.")] = Path(
         "trained"
     ),
-    steps: Annotated[int | None, typer.Option("--steps", help="Steps in all (default: the config's).")] = None,
-    packs: Annotated[int | None, typer.Option("--packs", help="Packs in a step.")] = None,
-    group: Annotated[int | None, typer.Option("--group", help="Rollouts of each pack.")] = None,
+    steps: Annotated[int | None, typer.Option("--steps", min=1, help="Steps in all (default: the config's).")] = None,
+    packs: Annotated[int | None, typer.Option("--packs", min=1, help="Packs in a step.")] = None,
+    group: Annotated[int | None, typer.Option("--group", min=1, help="Rollouts of each pack.")] = None,
     rate: Annotated[float | None, typer.Option("--rate", help="Learning rate.")] = None,
     seed: Annotated[int, typer.Option("--seed", help="Of the packs and the sampling.")] = 0,
     eval_packs: Annotated[
@@ -72,6 +75,7 @@ def train(
     for file in files:
         if not Path(file).is_file():
             raise UsageError(f"no such file: {file}")
+    _check_names(base, env)
     origin = "live" if not files else "mixed" if env else "recorded"
     words = [f"--config-name={config}", f"data.source={origin}", f"trainer.default_local_dir={json.dumps(str(out))}"]
     words += [f"data.recorded={json.dumps([str(Path(file).absolute()) for file in files])}"]
@@ -99,7 +103,19 @@ def train(
     check_before_training(composition, Settings.of(composition))  # before the folder is this training's
     _begin(out, words)
     _run(words, out, composition, in_process, quiet=as_json)
-    _tell(out, base, as_json)
+    _tell(out, base, composition.data.world, as_json)
+
+
+def _check_names(base: str, world: str | None) -> None:
+    """Raises: UnknownName, UsageError, before anything is started."""
+    if world is not None:
+        make_world(world)
+    if base in POLICIES or (Path(base) / "config.json").is_file():
+        return
+    if Path(base).is_dir():
+        raise UsageError(f"{base} has no config.json: give --base the folder of a Hugging Face model")
+    if "/" not in base:  # else it may be one of a hub's
+        raise UnknownName.among("base", base, list(POLICIES))
 
 
 def _form(base: str) -> str:
@@ -113,15 +129,27 @@ def _form(base: str) -> str:
 
 def _begin(out: Path, words: list[str]) -> None:
     """Note what is trained here; a folder belongs to one training."""
+    from cod_train.progress import newest_checkpoint, steps
+
     out.mkdir(parents=True, exist_ok=True)
-    note, free = out / "train.json", ("trainer.total_training_steps", "trainer.test_freq", "trainer.logger")
-    if note.is_file():
+    note = out / "train.json"
+    # What may be said anew when going on.
+    free = (
+        "trainer.total_training_steps",
+        "trainer.test_freq",
+        "trainer.logger",
+        "trainer.val_before_train",
+        "trainer.save_freq",
+        "data.eval_packs",
+    )
+    if note.is_file() and (steps(out) or newest_checkpoint(out)):
         before = json.loads(note.read_text())["config"]
         kept, said = ([word for word in some if not word.startswith(free)] for some in (before, words))
         if kept != said:
-            other = sorted(set(kept) ^ set(said))
+            theirs, ours = (", ".join(sorted(set(a) - set(b))) for a, b in ((kept, said), (said, kept)))
             raise UsageError(
-                f"{out} is of another training ({', '.join(other)}): choose another --out, or say the same"
+                f"{out} is of another training: there {theirs or 'nothing'}, here {ours or 'nothing'}. Choose another --out, "
+                "or say the same"
             )
     note.write_text(json.dumps({"config": words}, indent=2) + "\n")
 
@@ -132,7 +160,7 @@ def _run(words: list[str], out: Path, config: Any, in_process: bool, *, quiet: b
     Raises:
         CodError: it failed; the message has its last words.
     """
-    from cod_train.progress import steps
+    from cod_train.progress import newest_checkpoint, steps
     from cod_train.verl_main import CPU_ENVIRONMENT
 
     total = config.trainer.total_training_steps
@@ -155,9 +183,10 @@ def _run(words: list[str], out: Path, config: Any, in_process: bool, *, quiet: b
             raise typer.Exit(130) from None
         _say_steps(steps(out), said, total, quiet)
     if ended:
-        raise CodError(
-            f"{_last_words(log, began)}\nThe whole log is {log}; the same command goes on from the last checkpoint"
-        )
+        further = "; the same command goes on from the last checkpoint" if newest_checkpoint(out) else ""
+        raise CodError(f"{_last_words(log, began)}\nThe whole log is {log}{further}")
+    if total and (done := steps(out)) and done[-1].number < total:
+        typer.echo(f"There was nothing more to train on after step {done[-1].number} of {total}.", err=True)
 
 
 def _say_steps(done: list[Any], said: int, total: int | None, quiet: bool) -> int:
@@ -169,7 +198,18 @@ def _say_steps(done: list[Any], said: int, total: int | None, quiet: bool) -> in
             + (f"  {lost:.0f} rollouts lost" if lost else ""),
             err=quiet,
         )
+        for warning in _warnings(step.metrics):
+            typer.echo(f"  note: {warning}", err=True)
     return len(done)
+
+
+def _warnings(metrics: dict[str, Any]) -> Iterator[str]:
+    """What of a step's metrics a person should not have to look for."""
+    rows, drift = metrics.get("cod/rows", 0), metrics.get("actor/rec_kl", 0.0)
+    if metrics.get("cod/zero_advantage_rows", 0) >= rows:
+        yield "nothing was learnt: no row has an advantage (rollouts of one pack that differ in reward make one)"
+    if abs(drift) > 0.1:
+        yield f"what was sampled is {drift:.2f} nats off the model that trains: records of another model, or too old"
 
 
 def _last_words(log: Path, began: int) -> str:
@@ -185,7 +225,7 @@ def _last_words(log: Path, began: int) -> str:
     return (found or lines or ["it said nothing"])[-1][-1500:]
 
 
-def _tell(out: Path, base: str, as_json: bool) -> None:
+def _tell(out: Path, base: str, world: Any, as_json: bool) -> None:
     from cod_train import progress
 
     done, measured, checkpoint = progress.steps(out), progress.evaluations(out), progress.newest_checkpoint(out)
@@ -206,16 +246,16 @@ def _tell(out: Path, base: str, as_json: bool) -> None:
         print_json({"steps": trained, "evaluations": curves, "files": shown})
         return
     if measured:
-        console().print(_table(measured))
+        console().print(_table(measured, world))
     typer.echo(f"Files: {', '.join(str(path) for path in files.values() if path)}")
     if model is not None:
-        typer.echo(f"Look at it: {command_line('cod', 'eval', '--model', f'gguf:{model}')}")
+        typer.echo(f"Look at it: {command_line('cod', 'eval', world, '--model', f'gguf:{model}')}")
 
 
-def _table(measured: dict[int, Any]) -> Any:
+def _table(measured: dict[int, Any], world: Any) -> Any:
     from rich.table import Table
 
-    table = Table(title="Reward by position on held-out packs, 95% intervals", title_justify="left")
+    table = Table(title=f"Reward by position on held-out packs of {world}, 95% intervals", title_justify="left")
     table.add_column("after step", justify="right")
     positions = max(len(found.points) for found in measured.values())
     for position in range(positions):
