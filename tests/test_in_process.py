@@ -119,7 +119,7 @@ def test_a_killed_training_goes_on(tmp_path: Path) -> None:
 
 def test_a_folder_belongs_to_one_training(lived: Path) -> None:
     refused = trained(*TINY, "--out", lived, "--steps", 2, "--eval-packs", 4, "--seed", 5, ok=False)
-    assert refused.returncode == 1 and "data.seed=5" in refused.stderr and "choose another --out" in refused.stderr
+    assert refused.returncode == 1 and "data.seed=5" in refused.stderr and "Choose another --out" in refused.stderr
 
 
 def test_a_mistake_does_not_make_a_folder_its_own(tmp_path: Path) -> None:
