@@ -314,13 +314,20 @@ def layout(
     minis = _dealt(by_length, mini_batches, random.Random(seed))
     most = max(map(len, minis), default=0)
     quota = max(1, -(-most // (ranks * micro_batches))) * micro_batches
+    # Back and forth, so that no rank gets all the longer ones of each round.
+    hands = [
+        [mini[rank :: 2 * ranks] + mini[2 * ranks - 1 - rank :: 2 * ranks] for mini in minis] for rank in range(ranks)
+    ]
+    for hand in hands:
+        rows = [row for part in hand for row in part]
+        if len({lengths[row] for row in rows}) == 1 and len(rows) == quota * mini_batches:
+            # Rows of one length become a plain tensor on the way, which verl does not take: a padding row makes them differ.
+            quota += micro_batches
     out: list[list[int | None]] = [[] for _ in range(ranks)]
-    for mini in minis:
-        # Back and forth, so that no rank gets all the longer ones of each round.
-        hands = [mini[rank :: 2 * ranks] + mini[2 * ranks - 1 - rank :: 2 * ranks] for rank in range(ranks)]
-        for rank, hand in enumerate(hands):
-            hand.sort(key=lambda row: (lengths[row], order[row]))
-            out[rank] += [*[None] * (quota - len(hand)), *hand]
+    for rank, hand in enumerate(hands):
+        for part in hand:
+            part.sort(key=lambda row: (lengths[row], order[row]))
+            out[rank] += [*[None] * (quota - len(part)), *part]
     return [row for hand in out for row in hand]
 
 
