@@ -205,10 +205,12 @@ def _say_steps(done: list[Any], said: int, total: int | None, quiet: bool) -> in
 
 def _warnings(metrics: dict[str, Any]) -> Iterator[str]:
     """What of a step's metrics a person should not have to look for."""
+    from cod_train.settings import DISAGREEMENT
+
     rows, drift = metrics.get("cod/rows", 0), metrics.get("actor/rec_kl", 0.0)
     if metrics.get("cod/zero_advantage_rows", 0) >= rows:
         yield "nothing was learnt: no row has an advantage (rollouts of one pack that differ in reward make one)"
-    if abs(drift) > 0.1:
+    if abs(drift) > DISAGREEMENT:
         yield f"what was sampled is {drift:.2f} nats off the model that trains: records of another model, or too old"
 
 

@@ -210,10 +210,7 @@ class InProcess:
         try:
             return asyncio.run(self._lived(recorder, list(places), times))
         finally:
-            recorder.close()
-            if purpose == "train" and not self.settings.keep_rollouts:
-                for part in recorder.file.parent.glob(f"{recorder.file.name}*"):
-                    part.unlink(missing_ok=True)
+            recorder.close() if self.settings.keep_rollouts or purpose == "eval" else recorder.discard()
 
     async def _lived(self, recorder: Recorder, places: list[Any], times: int) -> tuple[list[Rollout], Counter[str]]:
         from cod_train.verl.packs import read_recorded

@@ -76,6 +76,12 @@ class Recorder:
             pass
         return await self._memory.read(self._read(name))
 
+    def discard(self) -> None:
+        """Close, and take away the file and what SQLite put beside it."""
+        self.close()
+        for part in self.file.parent.glob(f"{self.file.name}*"):
+            part.unlink(missing_ok=True)
+
     def close(self) -> None:
         with contextlib.suppress(Exception):
             self._memory.close()

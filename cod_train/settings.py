@@ -21,6 +21,9 @@ DEVICE = "COD_TRAIN_DEVICE"
 CPU_BACKEND = "cod_cpu"
 """`rollout.name` on a machine without a GPU."""
 
+DISAGREEMENT = 0.1
+"""Nats between what sampled and what trains that are too many: a few optimizer steps on fresh rollouts are a hundredth of it."""
+
 OURS_IN_DATA = [
     "source",
     "world",

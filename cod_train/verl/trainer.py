@@ -25,14 +25,11 @@ from verl.utils.tensordict_utils import list_of_dict_to_tensordict
 from cod_agent.errors import UsageError
 from cod_train.batch import Report, plan
 from cod_train.prompts import warn_of_template
-from cod_train.settings import CPU_BACKEND, Settings
+from cod_train.settings import CPU_BACKEND, DISAGREEMENT, Settings
 from cod_train.verl import compat
 from cod_train.verl.rows import UPDATE_READS, computes_advantages_only, padding, row_name, update_options
 
 logger = logging.getLogger(__name__)
-
-DISAGREEMENT = 0.1
-"""Nats. A few optimizer steps on fresh rollouts are a hundredth of it."""
 
 
 class SegmentCreditTrainer(PPOTrainerSync):

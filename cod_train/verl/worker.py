@@ -108,10 +108,7 @@ class PackWorker(compat.worker_class()):  # type: ignore[misc]
         stem = f"{purpose}-{step:06d}-{str(ray.get_runtime_context().get_actor_id())[:8]}"
         if known is None or known.file.stem != stem:
             if known is not None:
-                known.close()
-                if purpose == "train" and not self._settings.keep_rollouts:
-                    for part in known.file.parent.glob(f"{known.file.name}*"):
-                        part.unlink(missing_ok=True)
+                known.close() if self._settings.keep_rollouts or purpose == "eval" else known.discard()
             drawn = Sampling(sampling["temperature"], sampling["top_p"], self._settings.max_tokens)
             file = Path(self.config.trainer.default_local_dir).absolute() / "rollouts" / f"{stem}.db"
 
