@@ -31,6 +31,8 @@ from cod_agent.tasks import Pack, Task
 GOLDEN = {
     "tiny": "8d6c6eb4bf43e7cc26fcb50e0543aa304ddf45b57d2a1d7d543011003e3c6866",
     "small": "0c3c39c1929bc70f9b1a245f7f2a3004100cfe0c6daca58a2932bd13efebe288",
+    "5x5": "da024348ba0729a3c13c31fa7971557dff29be3bdb0dfe68b6dc89fd36c4e878",
+    "6x6": "366dc4ff1ac77a43809edecfac04222697286b5f3d840363bca50ce815002066",
     "paper": "8a5b1b7cbc1af3495ef20c8e22dfa3186089a51559f41f1d7848e6fdcce756a8",
     "paper-hard": "6ba6fe155146e18e825705d97e1f2b960391fbeaa4b4c3934491279715820409",
 }

@@ -40,16 +40,28 @@ def live(pack: Pack, player) -> list[float]:
     return rewards
 
 
-def test_players_are_told_apart_by_what_they_remember():
-    lake, n = FrozenLake("small", 0, form="compact"), 300
-    means = {}
+def rewards_by_task(preset: str, packs: int) -> dict[str, list[float]]:
+    """Each player's mean reward at each of four tasks."""
+    lake, means = FrozenLake(preset, 0, form="compact"), {}
     for name, make in PLAYERS.items():
         player = make(Random(0))
-        rewards = [live(pack, player) for pack in lake.packs(n, 4)]
-        means[name] = [sum(column) / n for column in zip(*rewards, strict=True)]
+        rewards = [live(pack, player) for pack in lake.packs(packs, 4)]
+        means[name] = [sum(column) / packs for column in zip(*rewards, strict=True)]
+    return means
+
+
+def test_players_are_told_apart_by_what_they_remember():
+    means = rewards_by_task("small", 300)
     perfect, memoryless = means["perfect"], means["memoryless"]
     assert perfect[0] > 0.48 and perfect[1] > 0.83 and perfect[2] > 0.94 and perfect[3] > 0.97
     assert max(memoryless) - min(memoryless) < 0.12
+
+
+@pytest.mark.parametrize("preset", ["5x5", "6x6"])
+def test_players_are_told_apart_on_larger_maps(preset):
+    means = rewards_by_task(preset, 100)
+    assert means["perfect"][0] < 0.75 and means["perfect"][3] > 0.94
+    assert means["memoryless"][3] < 0.75
 
 
 def test_a_player_who_knows_all_walks_a_shortest_path():

@@ -13,7 +13,7 @@ from cod_agent.tasks import Feedback, Observation, Pack, Task
 
 
 @pytest.mark.parametrize("form", ["natural", "compact"])
-@pytest.mark.parametrize("preset", ["tiny", "small", "paper", "paper-hard"])
+@pytest.mark.parametrize("preset", ["tiny", "small", "5x5", "6x6", "paper", "paper-hard"])
 def test_frozen_lake_passes_check_env(preset, form):
     checker = pytest.importorskip("gymnasium.utils.env_checker")
     lake = FrozenLake(preset, 1, form=form)

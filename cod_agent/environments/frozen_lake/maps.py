@@ -50,6 +50,8 @@ class Preset:
 PRESETS: dict[str, Preset] = {
     "tiny": Preset(size=(3, 3), safe=(0.65, 0.65), path=(2, 5), steps=6),
     "small": Preset(size=(4, 4), safe=(0.65, 0.65), path=(2, 5), steps=7),
+    "5x5": Preset(size=(5, 5), safe=(0.65, 0.65), path=(2, 7), steps=9),
+    "6x6": Preset(size=(6, 6), safe=(0.65, 0.65), path=(2, 9), steps=11),
     "paper": Preset(size=(4, 5), safe=(0.6, 0.7), path=(1, 6), steps=6, length_penalty=0.1),
     "paper-hard": Preset(size=(6, 7), safe=(0.6, 0.7), path=(1, 8), steps=8, length_penalty=0.1),
 }

@@ -152,7 +152,7 @@ class FrozenLake:
     """The world `frozen-lake`: an `Environment` and the packs to live in it.
 
     Args:
-        preset: tiny (3x3), small (4x4), paper (4 to 5), paper-hard (6 to 7).
+        preset: tiny (3x3), small (4x4), 5x5, 6x6, paper (4 to 5), paper-hard (6 to 7).
         seed: which packs; any whole number. Equal seeds of the two splits have nothing in common.
         split: train or eval; no map of one, turned or mirrored, is ever drawn in the other.
         form: natural (sentences) or compact (what the shipped tiny policies speak).
