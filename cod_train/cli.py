@@ -6,15 +6,19 @@ OUT/train.log, and reads from OUT how it goes. The same command again goes on wh
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any
+from types import FrameType
+from typing import IO, Annotated, Any
 
 import typer
 
@@ -24,6 +28,8 @@ from cod_agent.errors import CodError, MissingExtra, UnknownName, UsageError
 from cod_agent.policies import POLICIES, folder_of
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+Training = subprocess.Popen[bytes]
 
 POLL = 0.5
 """Seconds between two looks at how it goes."""
@@ -168,10 +174,9 @@ def _run(words: list[str], out: Path, config: Any, in_process: bool, *, quiet: b
     log = out / "train.log"
     typer.echo(f"Training in {out}; its log is {log}", err=True)
     environment = {**os.environ, **(CPU_ENVIRONMENT if config.trainer.device == "cpu" else {})}
-    with log.open("ab") as told:
-        command = [sys.executable, "-m", "cod_train.verl_main", *way, *words]
-        began = told.tell()
-        process = subprocess.Popen(command, stdout=told, stderr=subprocess.STDOUT, env=environment)
+    command = [sys.executable, "-m", "cod_train.verl_main", *way, *words]
+    began = log.stat().st_size if log.is_file() else 0
+    with log.open("ab") as told, _started(command, told, environment) as (process, asked):
         said = len(steps(out))
         try:
             while (ended := process.poll()) is None:
@@ -179,14 +184,47 @@ def _run(words: list[str], out: Path, config: Any, in_process: bool, *, quiet: b
                 said = _say_steps(steps(out), said, total, quiet)
         except KeyboardInterrupt:
             process.wait()
-            typer.echo(f"Stopped. The same command goes on: {command_line(*sys.argv)}", err=True)
-            raise typer.Exit(130) from None
+            raise _stopped(130) from None
         _say_steps(steps(out), said, total, quiet)
+    if ended and asked:
+        raise _stopped(128 + signal.SIGTERM)
     if ended:
         further = "; the same command goes on from the last checkpoint" if newest_checkpoint(out) else ""
         raise CodError(f"{_last_words(log, began)}\nThe whole log is {log}{further}")
     if total and (done := steps(out)) and done[-1].number < total:
         typer.echo(f"There was nothing more to train on after step {done[-1].number} of {total}.", err=True)
+
+
+def _stopped(code: int) -> typer.Exit:
+    typer.echo(f"Stopped. The same command goes on: {command_line(*sys.argv)}", err=True)
+    return typer.Exit(code)
+
+
+@contextlib.contextmanager
+def _started(command: list[str], log: IO[bytes], environment: dict[str, str]) -> Iterator[tuple[Training, list[int]]]:
+    """Start the training, with a list of the SIGTERMs that come.
+
+    Each is passed on, or the training would go on alone: supervisors send it to this process only, while Ctrl-C in a
+    terminal reaches both.
+    """
+    asked: list[int] = []
+    process: Training | None = None
+
+    def pass_on(number: int, _: FrameType | None) -> None:
+        asked.append(number)
+        if process is not None:
+            process.terminate()
+
+    ours = threading.current_thread() is threading.main_thread()  # only it may listen to signals
+    before = signal.signal(signal.SIGTERM, pass_on) if ours else None
+    try:
+        process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment)
+        if asked:  # it came too early to be passed on
+            process.terminate()
+        yield process, asked
+    finally:
+        if ours:
+            signal.signal(signal.SIGTERM, before)
 
 
 def _say_steps(done: list[Any], said: int, total: int | None, quiet: bool) -> int:

@@ -117,6 +117,27 @@ def test_a_killed_training_goes_on(tmp_path: Path) -> None:
     assert len(list((out / "rollouts").glob("train-*.db"))) >= before + 2
 
 
+def test_who_ends_the_command_ends_the_training(tmp_path: Path) -> None:
+    out = tmp_path / "ended"
+    words = (*TINY, "--out", out, "--packs", 1, "--group", 2, "--steps", 500)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    with (tmp_path / "said").open("w+") as said:
+        going = subprocess.Popen(command(*words), cwd=ROOT, env=environment, stdout=said, stderr=said)
+        try:
+            deadline = time.monotonic() + 120
+            while time.monotonic() < deadline and not steps(out):
+                time.sleep(0.2)
+            going.send_signal(signal.SIGTERM)  # to the command alone, as a supervisor does
+            assert going.wait(timeout=60) == 143
+        finally:
+            going.kill()
+        said.seek(0)
+        assert "Stopped. The same command goes on" in said.read()
+    assert 0 < len(steps(out)) < 500
+    with alone_in(out):
+        pass  # nobody trains there any more
+
+
 def test_a_folder_belongs_to_one_training(lived: Path) -> None:
     refused = trained(*TINY, "--out", lived, "--steps", 2, "--eval-packs", 4, "--seed", 5, ok=False)
     assert refused.returncode == 1 and "data.seed=5" in refused.stderr and "Choose another --out" in refused.stderr

@@ -1,7 +1,8 @@
 """The `cod` command: one module per noun, each a thin layer over the library, which does all the work.
 
 Exit codes: 0 done; 1 a `CodError`, as one sentence that says what to do; 2 the command line was not understood; 130
-stopped with Ctrl-C. With `--json` standard output is JSON and nothing else; progress goes to standard error.
+stopped with Ctrl-C; 143 ended by SIGTERM. With `--json` standard output is JSON and nothing else; progress goes to
+standard error.
 
 Other packages add commands by entry points of the group `cod.commands`: a name, and a `typer.Typer` behind it,
 which is imported only when it is asked for (or listed in the help).
