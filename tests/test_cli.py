@@ -127,6 +127,18 @@ def test_resume_needs_nothing_but_the_file() -> None:
     assert (one["packs"], len(one["tasks"]), one["lost"]) == (1, 3, 0)
 
 
+def test_what_is_recorded_for_training_is_not_measured() -> None:
+    said = json.loads(cod("run", LAKE, *PERFECT, "--split", "train", "--packs", 2, "--db", "lake.db", "--json").stdout)
+    assert said["split"] == "train" and {task["run"] for task in said["tasks"]} == {
+        f"{LAKE}/train/1/{n}" for n in (0, 1)
+    }
+    assert json.loads(cod("run", "--resume", "--db", "lake.db", "--packs", 3, "--json").stdout)["split"] == "train"
+    assert count("lake.db", "runs") == 3
+    assert "split train, not eval" in cod("run", "--resume", "--db", "lake.db", "--split", "eval", code=1).stderr
+    refused = cod("eval", "--resume", "--db", "lake.db", code=1).stderr
+    assert "nothing is measured there" in refused and "cod run --resume --db lake.db" in refused
+
+
 def test_resume_refuses_to_change_what_is_lived() -> None:
     cod("run", LAKE, *PERFECT, "--packs", 1, "--db", "lake.db")
     for flags in (("--model", "embedded"), ("--seed", 9), ("--pack-size", 7)):
@@ -221,6 +233,7 @@ def test_demo_shows_a_story_and_what_it_is_worth() -> None:
         (("run", LAKE, "--model", "openai"), "lacks its second half"),
         (("run", LAKE, "--model", "gguf:none.gguf"), "none.gguf"),
         (("run", LAKE, *PERFECT, "--form", "compct"), "did you mean compact"),
+        (("run", LAKE, *PERFECT, "--split", "trian"), "did you mean train"),
         (("run", LAKE, *PERFECT, "--form", "natural"), "compact form"),
         (("run", LAKE, *PERFECT, "--packs", "0"), "at least 1"),
         (("run", LAKE, *PERFECT, "--exact"), "--exact asks a server"),

@@ -167,6 +167,31 @@ async def test_two_experiments_do_not_share_a_run(memory: Memory) -> None:
     await evaluate(replace(PLAN, packs=2, seed=2), memory)
 
 
+async def test_packs_to_train_on_are_others(memory: Memory) -> None:
+    plan = replace(PLAN, packs=2, split="train", controls=("memoryless",))
+    found = await evaluate(plan, memory)
+    assert found.split == "train" and found.json()["split"] == "train"
+    assert await names(memory) == {"frozen-lake:small/train/1/0", "frozen-lake:small/train/1/1"}
+    await evaluate(replace(plan, split="eval"), memory)
+    assert len(await names(memory)) == 4
+    assert kept_plan(memory, "frozen-lake:small/train/1/1") == plan
+
+
+async def names(memory: Memory) -> set[str]:
+    return await memory.read(lambda conn: {name for (name,) in conn.execute("SELECT name FROM runs")})
+
+
+async def test_a_plan_of_an_older_version_goes_on(memory: Memory) -> None:
+    await evaluate(replace(PLAN, packs=2), memory)
+
+    def forget(conn: Any) -> None:
+        conn.execute("UPDATE runs SET settings = json_remove(settings, '$.plan.split')")
+
+    await memory.write(forget)
+    assert kept_plan(memory) == replace(PLAN, packs=2)
+    assert (await evaluate(replace(PLAN, packs=3), memory)).packs == 3
+
+
 async def test_the_first_pack_is_shown_as_it_happens(memory: Memory) -> None:
     events: list[Any] = []
     await evaluate(replace(PLAN, packs=3, controls=()), memory, Watch(event=events.append))
@@ -188,7 +213,9 @@ async def test_a_plan_that_asks_for_nothing_is_refused(memory: Memory, plan: Pla
         await evaluate(plan, memory)
 
 
-async def test_an_unknown_control_has_a_suggestion(memory: Memory) -> None:
+async def test_an_unknown_name_has_a_suggestion(memory: Memory) -> None:
+    with pytest.raises(UnknownName, match="did you mean train"):
+        await evaluate(replace(PLAN, split="trian"), memory)  # type: ignore[arg-type]
     with pytest.raises(UnknownName, match="did you mean no-context"):
         await evaluate(replace(PLAN, controls=("no-contxt",)), memory)
 

@@ -61,6 +61,11 @@ def evaluate(
     if resume:
         db = db or (out or Path()) / "runs.db"
         plan = options.resumed(db, {**flags, "controls": None})
+        if plan.split != "eval":
+            go_on = command_line("cod", "run", "--resume", "--db", db)
+            raise UsageError(
+                f"{db} holds lives in the {plan.split} split, and nothing is measured there; go on with: {go_on}"
+            )
         if controls is not None and set(named) != set(plan.controls):
             kept = ",".join(plan.controls) or "none"
             raise UsageError(f"{db} was begun with controls {kept}: leave --controls out, or use another --out")

@@ -23,6 +23,10 @@ Model = Annotated[
 Packs = Annotated[int | None, typer.Option("--packs", help="How many packs.")]
 PackSize = Annotated[int | None, typer.Option("--pack-size", help="Tasks in a pack (default: 4).")]
 Seed = Annotated[int | None, typer.Option("--seed", help="Which packs (default: 1).")]
+Split = Annotated[
+    str | None,
+    typer.Option("--split", metavar="train|eval", help="Packs to train on, or to be measured on (default: eval)."),
+]
 Agent = Annotated[str | None, typer.Option("--agent", help="The agent's name in the database (default: agent).")]
 Form = Annotated[
     str | None,

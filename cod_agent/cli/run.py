@@ -25,6 +25,7 @@ def run(
     packs: options.Packs = None,
     pack_size: options.PackSize = None,
     seed: options.Seed = None,
+    split: options.Split = None,
     agent: options.Agent = None,
     resume: options.Resume = False,
     only: Annotated[str | None, typer.Option("--run", help="With --resume: this one run only.")] = None,

@@ -4,13 +4,25 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from cod_agent.environments.base import Environment, Form, Recovery, Session, Tool, tools_of
+from cod_agent.environments.base import SPLITS, Environment, Form, Recovery, Session, Split, Tool, tools_of
 from cod_agent.errors import UnknownName
 
 if TYPE_CHECKING:
     from cod_agent.environments.frozen_lake import FrozenLake
 
-__all__ = ["Environment", "Form", "FrozenLake", "Recovery", "Session", "Tool", "WORLDS", "make_world", "tools_of"]
+__all__ = [
+    "SPLITS",
+    "WORLDS",
+    "Environment",
+    "Form",
+    "FrozenLake",
+    "Recovery",
+    "Session",
+    "Split",
+    "Tool",
+    "make_world",
+    "tools_of",
+]
 
 WORLDS = {"frozen-lake": ("cod_agent.environments.frozen_lake", "FrozenLake", "small")}
 """World -> (module, class, default preset). A class takes (preset, seed, *, split, form) and has `pack(n, index)`."""

@@ -14,12 +14,16 @@ tools gives them by `Session.tools`.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, get_args, runtime_checkable
 
 from cod_agent.tasks import Observation, Task
 
 Form = Literal["natural", "compact"]
 """How a world talks: in sentences for large models, or in the terse form the shipped tiny policies speak."""
+
+Split = Literal["train", "eval"]
+"""Which packs: to learn from, or to be measured on. The two have no task in common."""
+SPLITS: tuple[Split, ...] = get_args(Split)
 
 Recovery = Literal["deterministic", "snapshot", "abort"]
 """What a crash in the middle of a task means. deterministic: the same steps give the same observations, so recorded steps

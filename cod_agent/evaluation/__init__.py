@@ -10,7 +10,7 @@ command line.
 
 from cod_agent.evaluation.figure import draw
 from cod_agent.evaluation.lives import MAIN, NO_CONTEXT, Lane, Watch, lanes_of, live_all
-from cod_agent.evaluation.plan import Plan, kept_plan, refuse_mixture, release, set_up
+from cod_agent.evaluation.plan import Plan, kept_plan, refuse_mixture, release, set_up, world_of
 from cod_agent.evaluation.result import Evaluation, evaluate, summarise
 from cod_agent.evaluation.statistics import Curve, Interval, Point, curve, difference
 
@@ -35,4 +35,5 @@ __all__ = [
     "release",
     "set_up",
     "summarise",
+    "world_of",
 ]

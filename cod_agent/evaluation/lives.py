@@ -15,9 +15,8 @@ from typing import Any
 import numpy as np
 
 from cod_agent.agent import CoDAgent
-from cod_agent.environments import make_world
 from cod_agent.errors import UnknownName
-from cod_agent.evaluation.plan import Plan
+from cod_agent.evaluation.plan import Plan, world_of
 from cod_agent.evaluation.statistics import Rewards
 from cod_agent.events import Event, TaskEnded
 from cod_agent.memory import Memory
@@ -78,7 +77,7 @@ def lanes_of(plan: Plan, world: Any, model: Model) -> list[Lane]:
         elif control in players:
             from cod_agent.models import resolve
 
-            compact = make_world(plan.world, seed=plan.seed, form="compact")
+            compact = world_of(plan, "compact")
             player = resolve(f"scripted:{control}", world=compact)
             lanes.append(lane(control, name, player, compact, True))
         else:

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
-from cod_agent.environments import Form, make_world
+from cod_agent.environments import SPLITS, Form, Split, make_world
 from cod_agent.errors import UnknownName, UsageError
 from cod_agent.memory import Memory
 from cod_agent.models import resolve
@@ -22,8 +22,11 @@ from cod_agent.models.base import Model, Sampling
 PLAN = "plan"
 """The key of a run's settings under which its plan stands."""
 
-_SAME = ("world", "model", "pack_size", "form", "temperature", "max_tokens", "exact")
+_SAME = ("world", "split", "model", "pack_size", "form", "temperature", "max_tokens", "exact")
 """What may not differ between two plans that share a run."""
+
+_MEANT = {"split": "eval"}
+"""What a plan means that an older version kept without these fields."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +40,8 @@ class Plan:
     seed: int = 1
     agent: str = "agent"
     controls: tuple[str, ...] = ()
+    split: Split = "eval"
+    """Live to be measured, or to record what is trained on: the two share no map."""
     form: Form | None = None
     """How the world talks; None: as the model likes it."""
     temperature: float = 1.0
@@ -53,6 +58,7 @@ class Plan:
 
         Raises:
             UsageError: it asks for nothing, or for less than nothing.
+            UnknownName: no such split.
         """
         for name in ("packs", "pack_size", "concurrency"):
             if getattr(self, name) < 1:
@@ -63,6 +69,8 @@ class Plan:
             raise UsageError(f"--timeout must be more than 0 seconds, not {self.timeout:g}")
         if self.temperature < 0:
             raise UsageError(f"--temperature cannot be negative, and is {self.temperature:g}")
+        if self.split not in SPLITS:
+            raise UnknownName.among("split", str(self.split), list(SPLITS))
         return self
 
     def settings(self) -> dict[str, Any]:
@@ -74,6 +82,15 @@ class Plan:
         return Sampling(temperature=self.temperature, max_tokens=self.max_tokens)
 
 
+def world_of(plan: Plan, form: Form) -> Any:
+    """The plan's world, talking in `form`.
+
+    Raises:
+        UnknownName: see `make_world`.
+    """
+    return make_world(plan.world, seed=plan.seed, split=plan.split, form=form)
+
+
 def set_up(plan: Plan, *, api_key: str | None = None) -> tuple[Plan, Any, Model]:
     """The plan with its world's full name, the world, and the model, which whoever sets up closes (`release`).
 
@@ -82,7 +99,7 @@ def set_up(plan: Plan, *, api_key: str | None = None) -> tuple[Plan, Any, Model]
     """
     plan.check()
     # Players of a world speak its compact form; a language model says itself what it speaks.
-    world = make_world(plan.world, seed=plan.seed, form=plan.form or "compact")
+    world = world_of(plan, plan.form or "compact")
     model = resolve(
         plan.model,
         world=world,
@@ -95,7 +112,7 @@ def set_up(plan: Plan, *, api_key: str | None = None) -> tuple[Plan, Any, Model]
         timeout=plan.timeout,
     )
     form = plan.form or model.form
-    world = world if world.form == form else make_world(plan.world, seed=plan.seed, form=form)
+    world = world if world.form == form else world_of(plan, form)
     return replace(plan, world=world.name), world, model
 
 
@@ -150,10 +167,10 @@ def refuse_mixture(memory: Memory, plan: Plan, names: Iterable[str]) -> None:
     for settings in {settings for name, settings in memory.read_sync(read) if name in mine}:
         said = json.loads(settings).get(PLAN) or {}
         for name in _SAME:
-            if said.get(name) != ours[name]:
+            if (before := said.get(name, _MEANT.get(name))) != ours[name]:
                 raise UsageError(
                     f"{memory.path} holds these packs lived by agent {plan.agent!r} with {name.replace('_', ' ')} "
-                    f"{said.get(name)}, not {ours[name]}: choose another file or agent, or resume what is there"
+                    f"{before}, not {ours[name]}: choose another file or agent, or resume what is there"
                 )
 
 

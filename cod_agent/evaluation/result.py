@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from cod_agent.environments import Split
 from cod_agent.evaluation.lives import MAIN, NO_CONTEXT, Lane, Watch, lanes_of, live_all
 from cod_agent.evaluation.plan import Plan, refuse_mixture, release, set_up
 from cod_agent.evaluation.statistics import Curve, Interval, curve, difference
@@ -31,11 +32,13 @@ class Evaluation:
     """Updates that were refused; the last good version stayed."""
     calls: int
     seconds: float
+    split: Split = "eval"
 
     def json(self) -> dict[str, Any]:
         """One JSON object. `positions` is a list of {position, mean, low, high, n}, and so is each of `controls`."""
         return {
             "world": self.world,
+            "split": self.split,
             "model": self.model,
             "seed": self.seed,
             "packs": self.packs,
@@ -70,6 +73,7 @@ def summarise(plan: Plan, lanes: Sequence[Lane], seconds: float) -> Evaluation:
         kept=main.kept,
         calls=sum(lane.calls for lane in lanes),
         seconds=seconds,
+        split=plan.split,
     )
 
 

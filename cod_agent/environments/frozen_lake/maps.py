@@ -17,12 +17,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from random import Random
-from typing import Literal, get_args
 
+from cod_agent.environments.base import Split
 from cod_agent.errors import UnknownName
-
-Split = Literal["train", "eval"]
-SPLITS: tuple[Split, ...] = get_args(Split)
 
 MOVES: dict[str, tuple[int, int]] = {"Up": (-1, 0), "Down": (1, 0), "Left": (0, -1), "Right": (0, 1)}
 """Name of each real movement and its (row, column) step."""

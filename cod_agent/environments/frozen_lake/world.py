@@ -21,14 +21,12 @@ from collections.abc import Iterator
 from functools import lru_cache
 from typing import Any
 
-from cod_agent.environments.base import Form, Recovery
+from cod_agent.environments.base import SPLITS, Form, Recovery, Split
 from cod_agent.environments.frozen_lake import players
 from cod_agent.environments.frozen_lake.maps import (
     PRESETS,
-    SPLITS,
     Lake,
     Preset,
-    Split,
     draw_lake,
     draw_mapping,
     neighbours,
