@@ -26,6 +26,7 @@ def evaluate(
     packs: options.Packs = None,
     pack_size: options.PackSize = None,
     seed: options.Seed = None,
+    packing: options.Packing = None,
     controls: Annotated[
         str | None,
         typer.Option(
@@ -72,7 +73,8 @@ def evaluate(
         out = out or db.parent
     else:
         plan = options.plan_of({**flags, "controls": named}, {"packs": 512})
-        out = out or Path(f"eval-{_file_name(plan.world)}-{_file_name(plan.model)}")
+        kind = "" if plan.packing == "cod" else f"-{plan.packing}"
+        out = out or Path(f"eval-{_file_name(plan.world)}-{_file_name(plan.model)}{kind}")
         db = db or out / "runs.db"
     found = _evaluated(plan, db, out, api_key)
     files = {"json": out / "eval.json", "figure": save(found, out, "eval"), "database": db}
@@ -84,9 +86,7 @@ def evaluate(
         typer.echo(f"What the context is worth at the last task: {signed(found.benefit)}.")
     if found.main.lost:
         typer.echo(f"{found.main.lost} tasks were lost to the infrastructure and are left out.")
-    typer.echo(
-        f"{found.packs} packs of {found.pack_size}, seed {found.seed}, {found.seconds:.1f} s, {found.calls} calls."
-    )
+    typer.echo(f"{found.amount}, seed {found.seed}, {found.seconds:.1f} s, {found.calls} calls.")
     typer.echo(f"Files: {', '.join(str(path) for path in files.values() if path)}")
 
 

@@ -27,6 +27,14 @@ Split = Annotated[
     str | None,
     typer.Option("--split", metavar="train|eval", help="Packs to train on, or to be measured on (default: eval)."),
 ]
+Packing = Annotated[
+    str | None,
+    typer.Option(
+        "--packing",
+        metavar="cod|ralph-sample",
+        help="A pack's tasks: related ones, or its first again and again (default: cod).",
+    ),
+]
 Agent = Annotated[str | None, typer.Option("--agent", help="The agent's name in the database (default: agent).")]
 Form = Annotated[
     str | None,

@@ -26,6 +26,7 @@ def run(
     pack_size: options.PackSize = None,
     seed: options.Seed = None,
     split: options.Split = None,
+    packing: options.Packing = None,
     agent: options.Agent = None,
     resume: options.Resume = False,
     only: Annotated[str | None, typer.Option("--run", help="With --resume: this one run only.")] = None,
@@ -132,7 +133,7 @@ def _summary(found: Evaluation, told: _Told, plan: Plan, db: Path) -> None:
     console().print(by_position(found))
     kept = f", {found.kept} refused" if found.kept else ""
     typer.echo(
-        f"{found.packs} packs of {found.pack_size} lived in {found.seconds:.1f} s: "
+        f"{found.amount} lived in {found.seconds:.1f} s: "
         f"mean reward {interval(found.main.overall)}, {found.calls} calls, {found.written} contexts written{kept}."
     )
     typer.echo(f"All of it is in {db}. Look at the contexts: {command_line('cod', 'context', 'log', db)}")

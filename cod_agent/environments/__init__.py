@@ -5,22 +5,26 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from cod_agent.environments.base import SPLITS, Environment, Form, Recovery, Session, Split, Tool, tools_of
+from cod_agent.environments.packing import PACKINGS, Packing, packed
 from cod_agent.errors import UnknownName
 
 if TYPE_CHECKING:
     from cod_agent.environments.frozen_lake import FrozenLake
 
 __all__ = [
+    "PACKINGS",
     "SPLITS",
     "WORLDS",
     "Environment",
     "Form",
     "FrozenLake",
+    "Packing",
     "Recovery",
     "Session",
     "Split",
     "Tool",
     "make_world",
+    "packed",
     "tools_of",
 ]
 

@@ -42,7 +42,7 @@ def draw(found: Evaluation, path: str | Path) -> Path:
     for name, control in found.controls.items():
         labels.append(_line(axes, control, _NAMES.get(name, name), _STYLES.get(name, _STYLES["no-context"])))
     _name_ends(axes, labels)
-    _frame(axes, found.pack_size)
+    _frame(axes, found)
     figure.text(0.085, 0.925, f"{found.world}, {found.model}", size=13, weight="bold", color=INK)
     figure.text(0.085, 0.868, _subtitle(found), size=9, color=FAINT)
     path = Path(path)
@@ -79,11 +79,12 @@ def _name_ends(axes: Any, labels: list[tuple[float, float, str, str]]) -> None:
         )
 
 
-def _frame(axes: Any, positions: int) -> None:
+def _frame(axes: Any, found: Evaluation) -> None:
+    positions = found.pack_size
     axes.set_ylim(0, 1.03)
     axes.set_xlim(0.8, positions + 0.12)
     axes.set_xticks(range(1, positions + 1) if positions <= 16 else range(1, positions + 1, -(-positions // 12)))
-    axes.set_xlabel("task in the pack", color=FAINT, size=10)
+    axes.set_xlabel("task in the pack" if found.packing == "cod" else "time the task is lived", color=FAINT, size=10)
     axes.set_ylabel("mean reward", color=FAINT, size=10)
     axes.grid(axis="y", color=GRID, linewidth=0.9)
     axes.set_axisbelow(True)
@@ -94,5 +95,4 @@ def _frame(axes: Any, positions: int) -> None:
 
 
 def _subtitle(found: Evaluation) -> str:
-    packs = f"{found.packs:,} packs of {found.pack_size}, seed {found.seed}"
-    return f"reward by position, {packs}; bands: 95% intervals over packs"
+    return f"reward by position, {found.amount}, seed {found.seed}; bands: 95% intervals over packs"

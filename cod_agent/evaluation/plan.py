@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
-from cod_agent.environments import SPLITS, Form, Split, make_world
+from cod_agent.environments import PACKINGS, SPLITS, Form, Packing, Split, make_world, packed
 from cod_agent.errors import UnknownName, UsageError
 from cod_agent.memory import Memory
 from cod_agent.models import resolve
@@ -22,10 +22,10 @@ from cod_agent.models.base import Model, Sampling
 PLAN = "plan"
 """The key of a run's settings under which its plan stands."""
 
-_SAME = ("world", "split", "model", "pack_size", "form", "temperature", "max_tokens", "exact")
+_SAME = ("world", "split", "packing", "model", "pack_size", "form", "temperature", "max_tokens", "exact")
 """What may not differ between two plans that share a run."""
 
-_MEANT = {"split": "eval"}
+_MEANT = {"split": "eval", "packing": "cod"}
 """What a plan means that an older version kept without these fields."""
 
 
@@ -42,6 +42,8 @@ class Plan:
     controls: tuple[str, ...] = ()
     split: Split = "eval"
     """Live to be measured, or to record what is trained on: the two share no map."""
+    packing: Packing = "cod"
+    """Related tasks, or one again and again."""
     form: Form | None = None
     """How the world talks; None: as the model likes it."""
     temperature: float = 1.0
@@ -58,7 +60,7 @@ class Plan:
 
         Raises:
             UsageError: it asks for nothing, or for less than nothing.
-            UnknownName: no such split.
+            UnknownName: no such split or packing.
         """
         for name in ("packs", "pack_size", "concurrency"):
             if getattr(self, name) < 1:
@@ -71,6 +73,8 @@ class Plan:
             raise UsageError(f"--temperature cannot be negative, and is {self.temperature:g}")
         if self.split not in SPLITS:
             raise UnknownName.among("split", str(self.split), list(SPLITS))
+        if self.packing not in PACKINGS:
+            raise UnknownName.among("packing", str(self.packing), list(PACKINGS))
         return self
 
     def settings(self) -> dict[str, Any]:
@@ -83,12 +87,12 @@ class Plan:
 
 
 def world_of(plan: Plan, form: Form) -> Any:
-    """The plan's world, talking in `form`.
+    """The plan's world with its packs, talking in `form`.
 
     Raises:
         UnknownName: see `make_world`.
     """
-    return make_world(plan.world, seed=plan.seed, split=plan.split, form=form)
+    return packed(make_world(plan.world, seed=plan.seed, split=plan.split, form=form), plan.packing)
 
 
 def set_up(plan: Plan, *, api_key: str | None = None) -> tuple[Plan, Any, Model]:

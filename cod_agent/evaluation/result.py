@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from cod_agent.environments import Split
+from cod_agent.environments import Packing, Split
 from cod_agent.evaluation.lives import MAIN, NO_CONTEXT, Lane, Watch, lanes_of, live_all
 from cod_agent.evaluation.plan import Plan, refuse_mixture, release, set_up
 from cod_agent.evaluation.statistics import Curve, Interval, curve, difference
@@ -33,12 +33,20 @@ class Evaluation:
     calls: int
     seconds: float
     split: Split = "eval"
+    packing: Packing = "cod"
+
+    @property
+    def amount(self) -> str:
+        """In words: `512 packs of 4`."""
+        tasks = f"{self.pack_size}" if self.packing == "cod" else f"one task {self.pack_size} times"
+        return f"{self.packs:,} packs of {tasks}"
 
     def json(self) -> dict[str, Any]:
         """One JSON object. `positions` is a list of {position, mean, low, high, n}, and so is each of `controls`."""
         return {
             "world": self.world,
             "split": self.split,
+            "packing": self.packing,
             "model": self.model,
             "seed": self.seed,
             "packs": self.packs,
@@ -74,6 +82,7 @@ def summarise(plan: Plan, lanes: Sequence[Lane], seconds: float) -> Evaluation:
         calls=sum(lane.calls for lane in lanes),
         seconds=seconds,
         split=plan.split,
+        packing=plan.packing,
     )
 
 
