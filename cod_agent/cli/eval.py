@@ -6,7 +6,7 @@ import asyncio
 import json
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -61,15 +61,7 @@ def evaluate(
     named = tuple(name.strip() for name in (controls or "no-context").split(",") if name.strip())
     if resume:
         db = db or (out or Path()) / "runs.db"
-        plan = options.resumed(db, {**flags, "controls": None})
-        if plan.split != "eval":
-            go_on = command_line("cod", "run", "--resume", "--db", db)
-            raise UsageError(
-                f"{db} holds lives in the {plan.split} split, and nothing is measured there; go on with: {go_on}"
-            )
-        if controls is not None and set(named) != set(plan.controls):
-            kept = ",".join(plan.controls) or "none"
-            raise UsageError(f"{db} was begun with controls {kept}: leave --controls out, or use another --out")
+        plan = _resumed(db, flags, named if controls is not None else None)
         out = out or db.parent
     else:
         plan = options.plan_of({**flags, "controls": named}, {"packs": 512})
@@ -88,6 +80,20 @@ def evaluate(
         typer.echo(f"{found.main.lost} tasks were lost to the infrastructure and are left out.")
     typer.echo(f"{found.amount}, seed {found.seed}, {found.seconds:.1f} s, {found.calls} calls.")
     typer.echo(f"Files: {', '.join(str(path) for path in files.values() if path)}")
+
+
+def _resumed(db: Path, flags: dict[str, Any], controls: tuple[str, ...] | None) -> Plan:
+    """Raises: UsageError, for other controls than it was begun with, and where nothing is measured."""
+    plan = options.resumed(db, {**flags, "controls": None})
+    if plan.split != "eval":
+        go_on = command_line("cod", "run", "--resume", "--db", db)
+        raise UsageError(
+            f"{db} holds lives in the {plan.split} split, and nothing is measured there; go on with: {go_on}"
+        )
+    if controls is not None and set(controls) != set(plan.controls):
+        kept = ",".join(plan.controls) or "none"
+        raise UsageError(f"{db} was begun with controls {kept}: leave --controls out, or use another --out")
+    return plan
 
 
 def _evaluated(plan: Plan, db: Path, out: Path, api_key: str | None) -> Evaluation:
