@@ -162,7 +162,7 @@ class Plan:
 
 def plan(
     labels: Sequence[Label],
-    lengths: Sequence[int],
+    lengths: Sequence[tuple[int, int]],
     names: Sequence[Any],
     how: Credit,
     *,
@@ -289,7 +289,13 @@ def _reweighted(advantage: Floats, labels: Sequence[Label | None], how: Credit, 
 
 
 def layout(
-    lengths: Sequence[int], order: Sequence[Any], *, mini_batches: int, ranks: int, micro_batches: int, seed: int
+    lengths: Sequence[tuple[int, int]],
+    order: Sequence[Any],
+    *,
+    mini_batches: int,
+    ranks: int,
+    micro_batches: int,
+    seed: int,
 ) -> list[int | None]:
     """Which row stands where: for each rank its mini-batches one after the other, each sorted by length; None is a padding row.
 
@@ -297,7 +303,7 @@ def layout(
     as much to do. What a mini-batch holds does not depend on the number of ranks, nor on the order in which rows arrived.
 
     Args:
-        lengths: tokens of each row.
+        lengths: tokens of each row's prompt and of its response.
         order: a sortable, distinct name of each row; rows of one length are dealt in its order.
         mini_batches: optimizer steps.
         micro_batches: parts of a rank's mini-batch that are computed at once.
@@ -310,7 +316,7 @@ def layout(
         raise UsageError(
             f"mini_batches, ranks and micro_batches are at least 1, not {mini_batches}, {ranks}, {micro_batches}"
         )
-    by_length = sorted(range(len(lengths)), key=lambda row: (lengths[row], order[row]))
+    by_length = sorted(range(len(lengths)), key=lambda row: (sum(lengths[row]), order[row]))
     minis = _dealt(by_length, mini_batches, random.Random(seed))
     most = max(map(len, minis), default=0)
     quota = max(1, -(-most // (ranks * micro_batches))) * micro_batches
@@ -320,13 +326,14 @@ def layout(
     ]
     for hand in hands:
         rows = [row for part in hand for row in part]
-        if len({lengths[row] for row in rows}) == 1 and len(rows) == quota * mini_batches:
-            # Rows of one length become a plain tensor on the way, which verl does not take: a padding row makes them differ.
+        alike = any(len({lengths[row][column] for row in rows}) == 1 for column in (0, 1))
+        if alike and len(rows) == quota * mini_batches:
+            # A column of one length becomes a plain tensor on the way, which verl does not take: a padding row makes it differ.
             quota += micro_batches
     out: list[list[int | None]] = [[] for _ in range(ranks)]
     for rank, hand in enumerate(hands):
         for part in hand:
-            part.sort(key=lambda row: (lengths[row], order[row]))
+            part.sort(key=lambda row: (sum(lengths[row]), order[row]))
             out[rank] += [*[None] * (quota - len(part)), *part]
     return [row for hand in out for row in hand]
 

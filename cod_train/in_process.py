@@ -269,7 +269,7 @@ class InProcess:
         named = _numbered(rows)
         planned = plan(
             [row.label for row in rows],
-            [len(row.tokens.prompt) + len(row.tokens.response) for row in rows],
+            [(len(row.tokens.prompt), len(row.tokens.response)) for row in rows],
             [row_name(row.label, key) for key, row in named],
             settings.credit,
             mini_batches=settings.mini_batches,

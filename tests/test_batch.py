@@ -115,7 +115,7 @@ def test_the_size_of_advantages_is_that_of_all_rows_before_any_is_left_out() -> 
     rows += labelled(*[rollout(name, [1.0], [], "q") for name in ("c", "d")])
     assert advantages([*rows, None], Credit())[1].advantage_abs == pytest.approx(0.25)
     how = {"mini_batches": 1, "ranks": 1, "micro_batches": 1, "seed": 0}
-    planned = plan(rows, [9] * 4, [row["rollout"] for row in rows], Credit(), **how, skip=True)
+    planned = plan(rows, [(5, 4)] * 4, [row["rollout"] for row in rows], Credit(), **how, skip=True)
     assert planned.report.advantage_abs == pytest.approx(0.25) and abs(planned.worth).mean() == pytest.approx(0.125)
 
 
@@ -171,11 +171,17 @@ def minis_of(order: list[int | None], minis: int, ranks: int) -> list[set[int]]:
     return out
 
 
+def shaped(sizes: list[int]) -> list[tuple[int, int]]:
+    """Lengths of prompt and response of rows of so many tokens."""
+    return [(size - size // 3, size // 3) for size in sizes]
+
+
 @settings(max_examples=200, deadline=None)
 @given(SIZES, st.integers(1, 4), st.integers(1, 4), st.integers(1, 4), st.integers(0, 5))
 def test_every_row_once_and_the_same_mini_batches_for_any_number_of_ranks(
-    lengths: list[int], minis: int, ranks: int, micro: int, seed: int
+    sizes: list[int], minis: int, ranks: int, micro: int, seed: int
 ) -> None:
+    lengths = shaped(sizes)
     names = [f"{at:03d}" for at in range(len(lengths))]
     order = layout(lengths, names, mini_batches=minis, ranks=ranks, micro_batches=micro, seed=seed)
     assert sorted(row for row in order if row is not None) == list(range(len(lengths)))
@@ -186,7 +192,8 @@ def test_every_row_once_and_the_same_mini_batches_for_any_number_of_ranks(
 
 @settings(max_examples=50, deadline=None)
 @given(SIZES, st.randoms())
-def test_the_layout_does_not_depend_on_who_came_first(lengths: list[int], dice: random.Random) -> None:
+def test_the_layout_does_not_depend_on_who_came_first(sizes: list[int], dice: random.Random) -> None:
+    lengths = shaped(sizes)
     came = list(range(len(lengths)))
     dice.shuffle(came)
     first = layout(lengths, [f"{at:03d}" for at in came], mini_batches=2, ranks=2, micro_batches=2, seed=3)
@@ -207,11 +214,12 @@ def test_the_layout_does_not_depend_on_who_came_first(lengths: list[int], dice: 
 
 def test_ranks_and_mini_batches_have_as_much_to_do() -> None:
     dice = random.Random(0)
-    lengths = [dice.randint(10, 200) for _ in range(451)]
+    lengths = shaped([dice.randint(10, 200) for _ in range(451)])
     order = layout(lengths, list(range(451)), mini_batches=2, ranks=2, micro_batches=4, seed=1)
     share = len(order) // 4
     loads = [
-        sum(lengths[row] for row in order[at : at + share] if row is not None) for at in range(0, len(order), share)
+        sum(sum(lengths[row]) for row in order[at : at + share] if row is not None)
+        for at in range(0, len(order), share)
     ]
     assert max(loads) < 1.05 * min(loads)
     assert sum(row is None for row in order) <= 16
@@ -219,7 +227,7 @@ def test_ranks_and_mini_batches_have_as_much_to_do() -> None:
 
 def test_a_layout_of_nothing_makes_no_sense() -> None:
     with pytest.raises(UsageError, match="mini_batches"):
-        layout([3], ["a"], mini_batches=0, ranks=1, micro_batches=1, seed=0)
+        layout([(2, 1)], ["a"], mini_batches=0, ranks=1, micro_batches=1, seed=0)
 
 
 def test_rows_worth_nothing_are_not_computed_and_the_mean_stays_that_of_all_tokens() -> None:
@@ -227,7 +235,7 @@ def test_rows_worth_nothing_are_not_computed_and_the_mean_stays_that_of_all_toke
     differ = [rollout("c", [1.0], [], "q"), rollout("d", [0.0], [], "q")]
     rows = labelled(*same, *differ)
     how = {"mini_batches": 1, "ranks": 1, "micro_batches": 1, "seed": 0}
-    lengths, names = [9] * 4, [row["rollout"] for row in rows]
+    lengths, names = [(5, 4)] * 4, [row["rollout"] for row in rows]
     whole = plan(rows, lengths, names, Credit(), **how, skip=False)
     fewer = plan(rows, lengths, names, Credit(), **how, skip=True)
     assert {*whole.order} - {None} == {0, 1, 2, 3} and {*fewer.order} - {None} == {2, 3}
@@ -240,10 +248,15 @@ def test_rows_worth_nothing_are_not_computed_and_the_mean_stays_that_of_all_toke
 
 def test_a_step_that_is_worth_nothing_is_computed_as_it_is() -> None:
     rows = labelled(rollout("a", [1.0], []), rollout("b", [1.0], []))
-    found = plan(rows, [9, 9], ["a", "b"], Credit(), mini_batches=1, ranks=1, micro_batches=1, seed=0, skip=True)
+    found = plan(rows, [(5, 4)] * 2, ["a", "b"], Credit(), mini_batches=1, ranks=1, micro_batches=1, seed=0, skip=True)
     assert {*found.order} - {None} == {0, 1} and not found.worth.any()
 
 
-def test_rows_of_one_length_get_a_padding_row_beside_them() -> None:
-    order = layout([9, 9], ["a", "b"], mini_batches=1, ranks=1, micro_batches=1, seed=0)
+@pytest.mark.parametrize("lengths", [[(5, 4), (5, 4)], [(5, 4), (5, 7)], [(5, 4), (6, 4)]])
+def test_columns_of_one_length_get_a_padding_row_beside_them(lengths: list[tuple[int, int]]) -> None:
+    order = layout(lengths, ["a", "b"], mini_batches=1, ranks=1, micro_batches=1, seed=0)
     assert sorted(row for row in order if row is not None) == [0, 1] and None in order
+
+
+def test_columns_that_differ_get_none() -> None:
+    assert None not in layout([(5, 4), (6, 7)], ["a", "b"], mini_batches=1, ranks=1, micro_batches=1, seed=0)

@@ -109,7 +109,7 @@ class SegmentCreditTrainer(PPOTrainerSync):
         real = [at for at, tag in enumerate(batch.tags) if not tag.get("is_padding")]
         planned = plan(
             [batch.tags[at]["label"] for at in real],
-            [batch.tags[at]["seq_len"] for at in real],
+            [(batch.tags[at]["prompt_len"], batch.tags[at]["response_len"]) for at in real],
             [row_name(batch.tags[at]["label"], batch.keys[at]) for at in real],
             settings.credit,
             mini_batches=settings.mini_batches,
