@@ -6,7 +6,9 @@ BIN = $(VENV)/bin
 # make test TORCH="torch==2.13.0 --index-url URL".
 TORCH ?= torch==2.13.0
 
-.PHONY: demo test test-fast test-cluster test-openai2 lint format benchmarks clean
+EXPERIMENTS = learning ablation records longer contexts
+
+.PHONY: demo test test-fast test-cluster test-openai2 lint format benchmarks results results-fast clean
 
 demo: $(VENV)/.demo
 	$(BIN)/cod demo
@@ -29,6 +31,7 @@ lint: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	cd experiments && $(abspath $(BIN))/mypy --config-file ../pyproject.toml *.py
 
 format: $(VENV)/.dev
 	$(BIN)/ruff check --fix .
@@ -41,6 +44,15 @@ benchmarks: $(VENV)/.dev
 	$(BIN)/python benchmarks/credit.py
 	$(BIN)/python benchmarks/merging.py
 	$(BIN)/python benchmarks/conversations.py
+
+# A small version of every experiment of docs/results, minutes; what it finds is printed and kept as NAME-fast.json in runs/.
+results-fast: $(VENV)/.dev
+	for name in $(EXPERIMENTS); do $(BIN)/python experiments/$$name.py --fast || exit 1; done
+
+# All of them, hours on two cores; goes on where it was stopped, and writes the pages.
+results: $(VENV)/.dev
+	for name in $(EXPERIMENTS); do $(BIN)/python experiments/$$name.py || exit 1; done
+	$(BIN)/python experiments/pages.py
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)

@@ -200,6 +200,13 @@ def test_eval_leaves_a_table_a_figure_and_the_evidence() -> None:
     assert json.loads(cod(*command, "--json").stdout)["controls"] == found["controls"]
 
 
+def test_eval_without_controls_lives_one_lane() -> None:
+    found = json.loads(cod("eval", LAKE, *PERFECT, "--packs", 2, "--controls", "none", "--out", "out", "--json").stdout)
+    assert found["controls"] == {} and found["benefit"] is None
+    lived, _ = count("out/runs.db"), cod("eval", "--resume", "--out", "out", "--controls", "none")
+    assert count("out/runs.db") == lived
+
+
 def test_demo_shows_a_story_and_what_it_is_worth() -> None:
     pytest.importorskip("xllamacpp")
     pytest.importorskip("matplotlib")

@@ -31,7 +31,7 @@ def evaluate(
         str | None,
         typer.Option(
             "--controls",
-            help="Beside it, on the same packs: no-context, or a player of the world; commas between (default: no-context).",
+            help="Beside it, on the same packs: no-context, or a player of the world; commas between; none (default: no-context).",
         ),
     ] = None,
     out: Annotated[
@@ -58,7 +58,7 @@ def evaluate(
     Example: cod eval frozen-lake:small --model embedded --packs 512 --controls no-context,perfect --out lake
     """
     flags = options.flags_of(locals())
-    named = tuple(name.strip() for name in (controls or "no-context").split(",") if name.strip())
+    named = tuple(name.strip() for name in (controls or "no-context").split(",") if name.strip() not in ("", "none"))
     if resume:
         db = db or (out or Path()) / "runs.db"
         plan = _resumed(db, flags, named if controls is not None else None)

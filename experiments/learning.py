@@ -1,0 +1,174 @@
+"""From a base to the best tiny policy: `python experiments/learning.py [--fast]`.
+
+Each base is trained with several seeds, and base and trained policies are measured on the same held-out packs, with and without
+context, beside the scripted players. `novice` is made here: `embedded` stopped after 500 of its 6,000 lessons, which has never been
+better than it is.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Annotated
+
+import lab
+import numpy as np
+import typer
+
+NAME = "learning"
+NOVICE, LESSONS = "novice", 500
+
+
+@dataclass(frozen=True, slots=True)
+class Way:
+    """How one base is trained."""
+
+    steps: int
+    rate: float
+
+
+WAYS = {
+    "embedded-base": Way(100, 7e-4),
+    NOVICE: Way(100, 7e-4),
+    "naive-base": Way(60, 2e-4),
+    "embedded": Way(60, 3e-4),
+}
+PLAYER = "scripted:perfect"
+
+
+def main(
+    out: Annotated[Path, typer.Option(help="Where trainings and evaluations go.")] = Path("runs/learning"),
+    world: Annotated[str, typer.Option()] = "frozen-lake:small",
+    bases: Annotated[str, typer.Option(help="Commas between.")] = ",".join(WAYS),
+    seeds: Annotated[int, typer.Option()] = 3,
+    packs: Annotated[int, typer.Option(help="Held-out packs.")] = 1024,
+    fast: Annotated[bool, typer.Option("--fast", help="One base, one seed, 20 steps, 128 packs.")] = False,
+) -> None:
+    """Example: python experiments/learning.py --seeds 3 --packs 1024"""
+    name, names = NAME, bases.split(",")
+    ways = dict(WAYS)
+    if fast:
+        name, out, seeds, packs, names = f"{NAME}{lab.FAST}", out.with_name("learning-fast"), 1, 128, ["embedded-base"]
+        ways["embedded-base"] = Way(20, 7e-4)
+    models: dict[str, str | Path] = {base: base for base in names}
+    if NOVICE in names:
+        models[NOVICE] = novice(out / NOVICE)
+
+    def run(base: str, seed: int) -> lab.Found:
+        folder, way = out / f"{base}-{seed}", ways[base]
+        words = ("--env", world, "--base", models[base], "--steps", way.steps, "--rate", way.rate, "--seed", seed)
+        more = ("--save-every", 20, "cod.keep_rollouts=false", "actor_rollout_ref.actor.optim.lr_scheduler_type=cosine")
+        trained = lab.train(folder, *words, *more)
+        return {
+            "base": base,
+            "seed": seed,
+            "curve": trained.json(),
+            "measured": measured(f"{base}-{seed}", trained.model),
+        }
+
+    def measured(what: str, model: str | Path) -> lab.Found:
+        controls = () if model == PLAYER else ("--controls", "no-context")
+        control = ("--controls", "memoryless") if model == PLAYER else controls
+        return lab.evaluate(out / f"eval-{what.replace(':', '-')}", model, "--packs", packs, *control, world=world)
+
+    runs = lab.at_once([partial(run, base, seed) for seed in range(seeds) for base in names])
+    starts = lab.at_once([partial(measured, what, model) for what, model in {**models, PLAYER: PLAYER}.items()])
+    found = {
+        "world": world,
+        "seeds": seeds,
+        "packs": packs,
+        "ways": {base: {"steps": ways[base].steps, "rate": ways[base].rate} for base in names},
+        "starts": dict(zip([*models, PLAYER], starts, strict=True)),
+        "runs": runs,
+    }
+    lab.save(name, found, out)
+    print(*tables(found).values(), sep="\n\n")
+
+
+def novice(folder: Path) -> Path:
+    """`embedded` after LESSONS of its 6,000 lessons; made once."""
+    if not (folder / "done").is_file():
+        command = [sys.executable, "-m", "cod_train.tiny", "clone", "--policy", "embedded", "--steps", str(LESSONS)]
+        began = time.monotonic()
+        subprocess.run([*command, "--packs", "0", "--out", str(folder)], check=True, stdout=sys.stderr)
+        (folder / "done").write_text(f"{time.monotonic() - began:.1f}")
+    return folder
+
+
+def tables(found: lab.Found) -> dict[str, str]:
+    """`positions`: reward by position of every base and trained policy; `seeds`: mean reward over seeds, before and after."""
+    head = ["", *(f"task {at + 1}" for at in range(4)), "all"]
+    rows = []
+    for start, one in found["starts"].items():
+        if start == PLAYER:
+            continue
+        rows.append([f"**`{start}`**", *lab.cells(one["outcomes"]["with context"])])
+        for run in (run for run in found["runs"] if run["base"] == start):
+            rows.append([f"trained, seed {run['seed']}", *lab.cells(run["measured"]["outcomes"]["with context"])])
+    player = found["starts"][PLAYER]["outcomes"]
+    rows += [
+        ["player `perfect`", *lab.cells(player["with context"])],
+        ["player `memoryless`", *lab.cells(player["memoryless"])],
+    ]
+    bare = [
+        [f"`{start}`", *lab.cells(one["outcomes"]["no-context"])]
+        for start, one in found["starts"].items()
+        if start != PLAYER
+    ]
+    bare += [
+        [f"`{run['base']}`, trained, seed {run['seed']}", *lab.cells(run["measured"]["outcomes"]["no-context"])]
+        for run in found["runs"]
+    ]
+    summed = [_summed(found, base) for base in found["ways"]]
+    over = ["base", "steps", "before", "after, over seeds", "last task, over seeds", "the same without context"]
+    return {"positions": lab.table(head, rows), "no-context": lab.table(head, bare), "seeds": lab.table(over, summed)}
+
+
+def _summed(found: lab.Found, base: str) -> list[str]:
+    runs = [run["measured"]["outcomes"] for run in found["runs"] if run["base"] == base]
+    means = [float(np.nanmean(lab.rewards(one["with context"]))) for one in runs]
+    lasts, bares = (
+        [float(np.nanmean(lab.rewards(one[lane])[:, -1])) for one in runs] for lane in ("with context", "no-context")
+    )
+    before = lab.cells(found["starts"][base]["outcomes"]["with context"])[-1]
+    over = [lab.spelt(made["mean"], made["low"], made["high"]) for made in map(lab.over_seeds, (means, lasts, bares))]
+    return [f"`{base}`", str(found["ways"][base]["steps"]), before, *over]
+
+
+def draw(found: lab.Found, path: Path) -> None:
+    """Left: training reward by step. Right: reward by position of the bases and their first trained policies."""
+    from figures import COLORS, band, figure, finish, keep, points
+
+    made, (left, right) = figure(2)
+    for color, base in zip(COLORS, found["ways"], strict=False):
+        runs = [run for run in found["runs"] if run["base"] == base]
+        curves = np.array([run["curve"]["reward"] for run in runs])
+        smooth = np.apply_along_axis(lambda row: np.convolve(row, np.full(5, 0.2), "valid"), 1, curves)
+        band(left, smooth, base, start=5, color=color)
+        points(right, found["starts"][base]["outcomes"]["with context"], f"{base}, before", color=color, style=":o")
+        together = " ".join(run["measured"]["outcomes"]["with context"] for run in runs)
+        points(right, together, f"{base}, trained", color=color)
+    finish(left, "Training", "step", "mean reward of the last 5 steps")
+    finish(right, "Held-out packs", "task", "mean reward")
+    right.set_xticks(range(1, 5))
+    keep(made, path)
+
+
+def best(out: Path, runs: list[lab.Found]) -> Path:
+    """The trained policy with the highest mean reward on packs of its own, so that the page's packs do not choose what they measure."""
+    scores = {}
+    for run in runs:
+        model = out / f"{run['base']}-{run['seed']}" / "model"
+        found = lab.evaluate(
+            out / f"choice-{model.parent.name}", model, "--packs", 512, "--seed", 3, "--controls", "none"
+        )
+        scores[model] = lab.mean_reward(found)
+    return max(scores, key=lambda model: scores[model])
+
+
+if __name__ == "__main__":
+    typer.run(main)
