@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -269,7 +268,7 @@ def _tell(out: Path, base: str, world: Any, as_json: bool) -> None:
     from cod_train import progress
 
     done, measured, checkpoint = progress.steps(out), progress.evaluations(out), progress.newest_checkpoint(out)
-    model = _exported(checkpoint, out / "model") if checkpoint else None
+    model = progress.exported(checkpoint, out / "model", out.name) if checkpoint else None
     try:
         figure: Path | None = progress.draw(out, f"{out.name}, from {base}", out / "train.png")
     except MissingExtra as missing:
@@ -305,17 +304,3 @@ def _table(measured: dict[int, Any], world: Any) -> Any:
         cells = [f"{point.mean:.2f} [{point.low:.2f}, {point.high:.2f}]" for point in (*found.points, found.overall)]
         table.add_row(str(step), *cells)
     return table
-
-
-def _exported(checkpoint: Path, folder: Path) -> Path | None:
-    """The checkpoint as a file of the embedded engine, where it is of the tiny form; None otherwise."""
-    shapes = json.loads((checkpoint / "config.json").read_text())
-    tiny = json.loads((folder_of(POLICIES[0]) / "config.json").read_text())
-    same = ("model_type", "hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
-    if any(shapes.get(key) != tiny.get(key) for key in same):
-        return None
-    from cod_train.tiny.export import write_gguf
-
-    shutil.copytree(checkpoint, folder, dirs_exist_ok=True)
-    write_gguf(folder, folder / "model.gguf", folder.parent.name)
-    return folder / "model.gguf"

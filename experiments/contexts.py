@@ -42,22 +42,21 @@ def main(
     packs: Annotated[int, typer.Option(help="Held-out packs.")] = 256,
     models: Annotated[
         str, typer.Option(help="Policies, or folders with model.gguf; commas between.")
-    ] = "embedded-base,embedded",
+    ] = "embedded-base,runs/learning/embedded-base-0/model",
     fast: Annotated[bool, typer.Option("--fast", help="64 packs.")] = False,
 ) -> None:
     """Example: python experiments/contexts.py --models embedded-base,runs/learning/embedded-base-0/model"""
     name = NAME
     if fast:
-        name, out, packs = f"{NAME}{lab.FAST}", out.with_name("contexts-fast"), 64
-    named = {label(model): model for model in models.split(",")}
+        name, out, packs, models = f"{NAME}{lab.FAST}", out.with_name("contexts-fast"), 64, "embedded-base,embedded"
+    named = {lab.called(model): model for model in models.split(",")}
     if len(named) < len(models.split(",")):
         raise typer.BadParameter("two models of the same name", param_hint="--models")
 
     def run(called: str, model: str) -> list[stories.Life]:
         folder = out / f"{world}-{called}-{packs}".replace(":", "-")
         which = model if model in POLICIES or ":" in model else Path(model)
-        # The facts are those of the compact form; the shipped files do not say that they speak it.
-        lab.evaluate(folder, which, "--packs", packs, "--form", "compact", world=world)
+        lab.evaluate(folder, which, "--packs", packs, "--controls", "none", world=world)
         return stories.lives(folder / "runs.db")
 
     jobs = [lambda called=called, model=model: run(called, model) for called, model in named.items()]
@@ -71,12 +70,6 @@ def main(
     }
     lab.save(name, found, out)
     print(*tables(found).values(), sep="\n\n")
-
-
-def label(model: str) -> str:
-    """What a model is called here: its name, or that of its training's folder."""
-    path = Path(model)
-    return path.parent.name if path.name == "model" else path.name
 
 
 def _first(lived: dict[str, list[stories.Life]]) -> list[tuple[stories.Life, str]]:

@@ -17,7 +17,7 @@ COLORS = ("#0b6fb8", "#c47f2a", "#2c9c6a", "#a0458e", "#8a929b", "#b23b3b", "#4f
 
 def figure(panels: int) -> tuple[Figure, list[Any]]:
     """A figure with so many panels side by side."""
-    made = Figure(figsize=(4.9 * panels if panels > 1 else 6.4, 3.9), dpi=150, facecolor="white", layout="constrained")
+    made = Figure(figsize=(4.9 * panels if panels > 1 else 6.4, 4.5), dpi=150, facecolor="white", layout="constrained")
     FigureCanvasAgg(made)
     return made, list(made.subplots(1, panels, squeeze=False)[0])
 
@@ -45,7 +45,7 @@ def points(axes: Any, words: str, name: str, *, color: str, style: str = "-o") -
     )
 
 
-def finish(axes: Any, title: str, x: str, y: str, *, limits: Sequence[float] | None = (0, 1)) -> None:
+def finish(axes: Any, title: str, x: str, y: str, *, limits: Sequence[float] | None = (0, 1.02)) -> None:
     """Title, names of the axes, a light grid and a legend."""
     axes.set_title(title, loc="left", color=INK, size=11, weight="bold")
     axes.set_xlabel(x, color=FAINT)
@@ -57,7 +57,7 @@ def finish(axes: Any, title: str, x: str, y: str, *, limits: Sequence[float] | N
     axes.tick_params(colors=FAINT)
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
-    axes.legend(frameon=False, fontsize=8, labelcolor=INK)
+    axes.legend(frameon=False, fontsize=8, labelcolor=INK, loc="upper center", bbox_to_anchor=(0.5, -0.17), ncol=2)
 
 
 def keep(made: Figure, path: Path) -> Path:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -29,7 +30,7 @@ import numpy as np
 from cod_agent.evaluation.statistics import Rewards, curve
 from cod_agent.memory.readonly import look
 from cod_agent.policies import POLICIES, folder_of
-from cod_train.progress import Step, steps
+from cod_train.progress import Step, checkpoint_of, exported, steps
 
 HOME = Path(__file__).parent.parent
 DATA = HOME / "docs" / "results" / "data"
@@ -39,6 +40,7 @@ Found = dict[str, Any]
 
 ONE_THREAD = "actor_rollout_ref.rollout.engine_kwargs.cod_cpu.train_threads=1"
 """As many trainings at once as there are cores, so one thread each."""
+EXPERIMENTS = ("learning", "ablation", "records", "longer", "contexts")
 FAST = "-fast"
 FORM = ("--form", "compact")
 """What the tiny policies speak."""
@@ -60,12 +62,9 @@ class Trained:
 
     def at(self, step: int) -> Path:
         """Folder of the weights after a step that left a checkpoint, as `model`."""
-        from cod_train.tiny.export import write_gguf
-
         folder = self.folder / f"model-{step}"
         if not (folder / "model.gguf").is_file():
-            shutil.copytree(self.folder / f"global_step_{step}" / "actor" / "huggingface", folder, dirs_exist_ok=True)
-            write_gguf(folder, folder / "model.gguf", self.folder.name)
+            exported(checkpoint_of(self.folder, step), folder, self.folder.name)
         return folder
 
     def json(self) -> Found:
@@ -103,7 +102,22 @@ def live(file: Path, world: str, model: str | Path, *words: Any) -> Path:
     done = file.with_suffix(".done")
     if not done.is_file():
         file.parent.mkdir(parents=True, exist_ok=True)
-        _cod(done, "run", world, "--model", named(model), "--split", "train", *FORM, "--db", file, *words, "--json")
+        _cod(
+            done,
+            "run",
+            world,
+            "--model",
+            named(model),
+            "--split",
+            "train",
+            *FORM,
+            "--concurrency",
+            128,
+            "--db",
+            file,
+            *words,
+            "--json",
+        )
     return file
 
 
@@ -124,6 +138,8 @@ def evaluate(folder: Path, model: str | Path, *words: Any, world: str = "frozen-
             "--out",
             folder,
             *FORM,
+            "--concurrency",
+            128,
             *seed,
             *words,
             "--json",
@@ -157,6 +173,12 @@ def named(model: str | Path) -> str:
         return model
     folder = folder_of(model) if isinstance(model, str) else model
     return f"gguf:{folder / 'model.gguf'}"
+
+
+def called(model: str) -> str:
+    """What tables call a model: a shipped policy by its name, a trained one by that of its training's folder."""
+    path = Path(model)
+    return path.parent.name if path.name == "model" else path.name
 
 
 def at_once(jobs: Sequence[Callable[[], Any]]) -> list[Any]:
@@ -239,7 +261,9 @@ def save(name: str, found: Found, out: Path) -> Path:
     folder = out if name.endswith(FAST) else DATA
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{name}.json"
-    path.write_text(json.dumps({"about": about, **found}, indent=1) + "\n")
+    text = json.dumps({"about": about, **found}, indent=1)
+    lists = re.sub(r"\[[^\[\]{}]*\]", lambda found: re.sub(r"\s+", " ", found[0]), text)  # plain ones on a line each
+    path.write_text(lists + "\n")
     return path
 
 
@@ -270,5 +294,5 @@ def _short(value: Any) -> float | None:
 
 def _bare(value: float, digits: int) -> str:
     """.57, -.02, 1.00: no leading zero, as tables have them."""
-    text = f"{value:.{digits}f}"
+    text = f"{round(value, digits) + 0.0:.{digits}f}"  # + 0.0: no minus before nothing
     return text.replace("0.", ".", 1) if text.lstrip("-").startswith("0.") else text

@@ -33,14 +33,14 @@ def main(
     ] = "embedded-base,embedded",
     tasks: Annotated[
         int, typer.Option(help="Lived by each model in each world: the packs are as many as that makes.")
-    ] = 2048,
+    ] = 1024,
     fast: Annotated[bool, typer.Option("--fast", help="256 tasks.")] = False,
 ) -> None:
     """Example: python experiments/longer.py --models embedded-base,embedded"""
     name = NAME
     if fast:
         name, out, tasks = f"{NAME}{lab.FAST}", out.with_name("longer-fast"), 256
-    played = {_name(model): model if "/" not in model else Path(model) for model in models.split(",")} | {
+    played = {lab.called(model): model if "/" not in model else Path(model) for model in models.split(",")} | {
         PLAYER: PLAYER
     }
 
@@ -93,7 +93,8 @@ def draw(found: lab.Found, path: Path) -> None:
     for panel, key in zip(axes, shown, strict=True):
         for color, run in zip(COLORS, (run for run in found["runs"] if run["world"] == key), strict=False):
             points(panel, run["outcomes"]["with context"], run["model"], color=color)
-            points(panel, _bare(run), f"{run['model']}, without context", color=color, style=":")
+            bare = "scripted:memoryless" if run["model"] == PLAYER else f"{run['model']}, without context"
+            points(panel, _bare(run), bare, color=color, style=":")
         finish(panel, WORLDS[key][0], "task", "mean reward")
     keep(made, path)
 
@@ -105,12 +106,6 @@ def _bare(run: lab.Found) -> str:
 
 def _means(words: str) -> list[str]:
     return [lab.spelt(float(mean), None, None) for mean in np.nanmean(lab.rewards(words), axis=0)]
-
-
-def _name(model: str) -> str:
-    """A shipped policy's name; of a training's folder OUT/model, OUT's."""
-    path = Path(model)
-    return path.parent.name if path.name == "model" else path.name
 
 
 if __name__ == "__main__":

@@ -16,7 +16,6 @@ from typing import Annotated
 import lab
 import typer
 
-EXPERIMENTS = ("learning", "ablation", "records", "longer", "contexts")
 _BLOCK = re.compile(r"<!-- (?P<name>[a-z]+) (?P<table>[a-z0-9-]+) -->\n.*?<!-- end -->", re.DOTALL)
 
 
@@ -32,7 +31,7 @@ def main(
             if not check:
                 page.write_text(made)
     if not check:
-        for name in EXPERIMENTS:
+        for name in lab.EXPERIMENTS:
             experiment(name).draw(lab.load(name), lab.IMAGES / f"results-{name}.png")
     print(f"{'not of their data' if check else 'written'}: {', '.join(stale) or 'none'}")
     if check and stale:

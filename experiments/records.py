@@ -23,6 +23,7 @@ ARMS = {
     "group": "records of the base, groups of 8, baseline: the group",
     "leave-one-out": "records of the base, groups of 8, baseline: the others of the group",
     "position": "records of the base, every pack lived once, baseline: the same position in other packs",
+    "wide": "records of the base, groups of 8, ratios clipped at a fifth and at five instead of .8 and 1.2",
     "rounds": "four deployments, a quarter of the records each, groups of 8",
     "live": "live",
 }
@@ -50,16 +51,25 @@ def main(
     world: Annotated[str, typer.Option()] = "frozen-lake:small",
     base: Annotated[str, typer.Option()] = "embedded-base",
     seeds: Annotated[int, typer.Option()] = 3,
-    steps: Annotated[int, typer.Option(help="A multiple of 4: of each arm.")] = 40,
+    steps: Annotated[int, typer.Option(help="A multiple of 4: of each arm.")] = 24,
     packs: Annotated[int, typer.Option(help="Held-out packs of each measurement.")] = 256,
     fast: Annotated[bool, typer.Option("--fast", help="One seed, 8 steps, 64 packs.")] = False,
 ) -> None:
-    """Example: python experiments/records.py --seeds 3 --steps 40"""
+    """Example: python experiments/records.py --seeds 3 --steps 24"""
     name = NAME
     if fast:
         name, out, seeds, steps, packs = f"{NAME}{lab.FAST}", out.with_name("records-fast"), 1, 8, 64
-    budget = Budget(out, world, base, packs, tuple(sorted({max(1, steps // 8), steps // 4, steps // 2, steps})))
-    arms = {"group": _grouped, "leave-one-out": _grouped, "position": _lone, "rounds": _rounds, "live": _live}
+    budget = Budget(out, world, base, packs, (steps // 4, steps // 2, steps))
+    arms = {
+        "group": _grouped,
+        "leave-one-out": _grouped,
+        "position": _lone,
+        "wide": _wide,
+        "rounds": _rounds,
+        "live": _live,
+    }
+    # What several arms train on is recorded before any of them begins.
+    lab.at_once([partial(way, budget, seed) for seed in range(seeds) for way in (_shared, _lone_life)])
     runs = lab.at_once([partial(way, budget, arm, seed) for seed in range(seeds) for arm, way in arms.items()])
     start = lab.evaluate(out / "eval-base", base, "--packs", packs, world=world)
     found = {
@@ -80,17 +90,28 @@ def main(
 
 def _grouped(budget: Budget, arm: str, seed: int) -> lab.Found:
     """Eight agents live the same packs."""
-    files = _deployed(budget, f"shared-{seed}", budget.base, seed, budget.steps * STEP_PACKS)
-    return _trained(budget, arm, seed, files, (f"cod.credit.baseline={arm}",))
+    return _trained(budget, arm, seed, _shared(budget, seed), (f"cod.credit.baseline={arm}",))
+
+
+def _wide(budget: Budget, arm: str, seed: int) -> lab.Found:
+    """The same records, and a loss that lets the policy move further from them."""
+    clip = ("actor_rollout_ref.actor.clip_ratio_low=0.8", "actor_rollout_ref.actor.clip_ratio_high=4.0")
+    return _trained(budget, arm, seed, _shared(budget, seed), clip)
+
+
+def _shared(budget: Budget, seed: int) -> list[Path]:
+    return _deployed(budget, f"shared-{seed}", budget.base, seed, budget.steps * STEP_PACKS)
 
 
 def _lone(budget: Budget, arm: str, seed: int) -> lab.Found:
     """One agent lives as many packs as the eight did together, so that none is lived twice."""
-    count = budget.steps * STEP_PACKS * AGENTS
-    file = budget.out / f"lone-{seed}" / "agent.db"
-    lab.live(file, budget.world, budget.base, "--packs", count, "--seed", 1000 + seed)
     words = ("--packs", STEP_PACKS * AGENTS, "--group", 1, "cod.credit.baseline=position")
-    return _trained(budget, arm, seed, [file], words)
+    return _trained(budget, arm, seed, [_lone_life(budget, seed)], words)
+
+
+def _lone_life(budget: Budget, seed: int) -> Path:
+    file, count = budget.out / f"lone-{seed}" / "agent.db", budget.steps * STEP_PACKS * AGENTS
+    return lab.live(file, budget.world, budget.base, "--packs", count, "--seed", 1000 + seed)
 
 
 def _rounds(budget: Budget, arm: str, seed: int) -> lab.Found:
@@ -198,7 +219,7 @@ def draw(found: lab.Found, path: Path) -> None:
         axes.errorbar(
             [0.0, *tokens], means, yerr=[error[0], [-value for value in error[1]]], color=color, marker="o", label=arm
         )
-    finish(axes, "From records and live", "thousand sampled tokens trained on", "mean reward on held-out packs")
+    finish(axes, "From records, and live", "thousand sampled tokens trained on", "mean reward on held-out packs")
     keep(made, path)
 
 

@@ -17,6 +17,8 @@ from cod_agent.errors import UnknownName
 from cod_agent.policies import POLICIES, folder_of
 from cod_agent.tasks import Feedback, Observation
 
+RECIPES = ("cloned", "novice", "embedded-base", "naive-base")
+"""Those that are clones; `embedded` is what a training made."""
 ODD_TEXTS = [
     "",
     " ",
@@ -80,12 +82,15 @@ def test_each_policy_has_its_files_and_a_card(policy: str):
     config = json.loads((folder / "config.json").read_text())
     assert config["architectures"] == ["LlamaForCausalLM"]
     assert config["head_dim"] >= 32, "vLLM serves no narrower heads"
-    assert f"--policy {policy}" in (folder / "CARD.md").read_text()
+    card = (folder / "CARD.md").read_text()
+    assert card.startswith(f"# {policy}\n")
+    made = f"--policy {policy}" if policy in RECIPES else "python -m cod_train.verl_main"
+    assert f"| made by | `{made}" in card or f"clone {made} " in card
 
 
-def test_all_policies_together_take_at_most_five_megabytes():
+def test_all_policies_together_take_at_most_eight_megabytes():
     files = [path for policy in POLICIES for path in folder_of(policy).iterdir()]
-    assert sum(path.stat().st_size for path in files) <= 5_000_000
+    assert sum(path.stat().st_size for path in files) <= 8_000_000
 
 
 class LlamaCpp:

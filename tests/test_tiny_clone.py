@@ -22,7 +22,7 @@ from cod_train import supervised  # noqa: E402
 from cod_train.supervised import Sample  # noqa: E402
 from cod_train.tiny import clone as cloning  # noqa: E402
 from cod_train.tiny.__main__ import app  # noqa: E402
-from cod_train.tiny.card import Measured, card  # noqa: E402
+from cod_train.tiny.card import Measured, card, cloned  # noqa: E402
 from cod_train.tiny.evaluate import Speaker, by_position, interval, rewards  # noqa: E402
 from cod_train.tiny.export import save_policy, write_gguf  # noqa: E402
 from cod_train.tiny.tokenizer import ASSISTANT, build_tokenizer  # noqa: E402
@@ -226,7 +226,8 @@ def test_a_card_tells_how_and_how_well():
     row = by_position([[0.0, 1.0], [1.0, 1.0]])
     progress = supervised.Progress(10, 10, 0.5, 2_000_000, 60.0)
     recipe = cloning.RECIPES["embedded-base"]
-    text = card("embedded-base", recipe, progress, seed=4, parameters=9, measured=[Measured("small", 0, row, row, row)])
+    made = cloned("embedded-base", recipe, progress, seed=4)
+    text = card("embedded-base", made, parameters=9, measured=[Measured("small", 0, row, row, row)])
     assert "--policy embedded-base --out DIR --seed 4" in text and "made weak on purpose" in text
     assert "| with notes, 2 packs | 0.500" in text and "2.0 million" in text
 
@@ -235,7 +236,7 @@ def test_a_card_tells_how_and_how_well():
 
 
 def test_the_command_makes_measures_and_exports_a_policy(tmp_path: Path, monkeypatch):
-    monkeypatch.setitem(cloning.RECIPES, "embedded", replace(SHORT, packs=1))
+    monkeypatch.setitem(cloning.RECIPES, "cloned", replace(SHORT, packs=1))
     out = tmp_path / "mine"
     made = CliRunner().invoke(app, ["clone", "--out", str(out), "--steps", "2", "--packs", "2"])
     assert made.exit_code == 0, made.output

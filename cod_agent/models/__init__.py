@@ -3,7 +3,7 @@
     openai:NAME        any OpenAI-compatible endpoint
     litellm:NAME       what LiteLLM knows (extra `litellm`)
     gguf:PATH          a model file, in this process (extra `local`)
-    embedded           the shipped policy; embedded-base and naive-base are its weaker kin
+    embedded           the shipped policy; cloned, novice, embedded-base and naive-base are its weaker kin
     scripted:PLAYER    a player of the world itself; no weights, no tokens
 
 Each kind is imported when it is asked for.

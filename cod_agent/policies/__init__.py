@@ -1,6 +1,6 @@
 """The tiny language models that come with the package, each a Hugging Face directory with its GGUF file beside.
 
-How each was made and what it measures is on its `CARD.md`; `python -m cod_train.tiny clone` makes them again.
+How each was made and what it measures is on its `CARD.md`; `python -m cod_train.tiny clone` and `cod train` make them again.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from pathlib import Path
 
 from cod_agent.errors import UnknownName, UsageError
 
-POLICIES = ("embedded", "embedded-base", "naive-base")
+POLICIES = ("embedded", "cloned", "novice", "embedded-base", "naive-base")
 
 
 def folder_of(policy: str) -> Path:

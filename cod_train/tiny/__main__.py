@@ -1,4 +1,4 @@
-"""`python -m cod_train.tiny`: clone, evaluate and export the tiny policies."""
+"""`python -m cod_train.tiny`: clone, adopt, evaluate and export the tiny policies."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _MALLOC = {
 @app.command("clone")
 def clone_command(
     out: Annotated[Path, typer.Option(help="Folder of the policy; its checkpoint lies here too.")],
-    policy: Annotated[str, typer.Option(help="embedded, embedded-base or naive-base.")] = "embedded",
+    policy: Annotated[str, typer.Option(help="cloned, novice, embedded-base or naive-base.")] = "cloned",
     seed: Annotated[int, typer.Option(help="Of the first weights and of the lives.")] = 0,
     start: Annotated[Path | None, typer.Option(help="Start from this policy instead of the shipped one.")] = None,
     steps: Annotated[int | None, typer.Option(help="Instead of the recipe's.")] = None,
@@ -39,12 +39,12 @@ def clone_command(
 ) -> None:
     """Make a policy: train (or go on), export, measure, write the card.
 
-    Example: python -m cod_train.tiny clone --policy embedded --out embedded --seed 0
+    Example: python -m cod_train.tiny clone --policy cloned --out cloned --seed 0
     """
     from dataclasses import replace
 
     from cod_agent.policies import folder_of
-    from cod_train.tiny import card, clone, export, tokenizer
+    from cod_train.tiny import card, clone, tokenizer
 
     if policy not in clone.RECIPES:
         raise UnknownName.among("policy", policy, list(clone.RECIPES))
@@ -65,13 +65,26 @@ def clone_command(
                 bar.task_ids[0], completed=p.step, note=f"loss {p.loss:.3f}, {p.tokens / p.seconds:,.0f} tokens/s"
             ),
         )
-    export.save_policy(model, words, out)
-    # What ships is measured: the weights as they lie in the folder, rounded to fp16.
-    measured = [_measure(out, preset, packs, 0) for preset in ("small", "tiny")] if packs else []
-    parameters = sum(weight.numel() for weight in model.parameters())
-    text = card.card(policy, recipe, progress, seed=seed, parameters=parameters, measured=measured)
-    (out / "CARD.md").write_text(text)
-    console.print(f"{policy} lies in {out}; its card is {out / 'CARD.md'}")
+    _finish(policy, card.cloned(policy, recipe, progress, seed=seed), model, words, out, packs)
+
+
+@app.command()
+def adopt(
+    training: Annotated[Path, typer.Argument(metavar="DIR", help="What `cod train --out` wrote, of a tiny policy.")],
+    out: Annotated[Path, typer.Option(help="Folder of the policy.")],
+    policy: Annotated[str, typer.Option(help="Its name.")] = "embedded",
+    packs: Annotated[int, typer.Option(help="Packs of the measurement on the card; 0 skips it.")] = 512,
+) -> None:
+    """Make a policy of what a training left: export, measure, write the card.
+
+    Example: python -m cod_train.tiny adopt trained --policy embedded --out embedded
+    """
+    from cod_train.tiny import card, tokenizer
+
+    made = card.trained(training)
+    _prepare(1)
+    out.mkdir(parents=True, exist_ok=True)
+    _finish(policy, made, _load(training / "model")[0], tokenizer.build_tokenizer(), out, packs)
 
 
 @app.command()
@@ -107,6 +120,17 @@ def export(folder: Folder) -> None:
     _check(folder)
     write_gguf(folder, folder / "model.gguf")
     console.print(f"wrote {folder / 'model.gguf'}")
+
+
+def _finish(policy: str, made: dict[str, str], model: Any, words: Any, out: Path, packs: int) -> None:
+    """Export, measure what ships (the weights as they lie in the folder, rounded to fp16), and write the card."""
+    from cod_train.tiny import card, export
+
+    export.save_policy(model, words, out)
+    measured = [_measure(out, preset, packs, 0) for preset in ("small", "tiny")] if packs else []
+    parameters = sum(weight.numel() for weight in model.parameters())
+    (out / "CARD.md").write_text(card.card(policy, made, parameters=parameters, measured=measured))
+    console.print(f"{policy} lies in {out}; its card is {out / 'CARD.md'}")
 
 
 def _prepare(threads: int) -> None:

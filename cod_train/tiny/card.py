@@ -2,20 +2,34 @@
 
 from __future__ import annotations
 
+import json
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
+from cod_agent.errors import UsageError
+from cod_train.progress import steps
 from cod_train.supervised import Progress
 from cod_train.tiny.clone import Recipe
 from cod_train.tiny.evaluate import Position
 
 _ABOUT = {
     "embedded": """\
-Cloned from the scripted player `perfect`, which explores cleanly and takes notes. It is what `cod demo` runs: a real
-language model, small enough for any machine, that uses what it wrote down after the tasks before.""",
+The best policy that this project's own training made: `cod train`, reinforcement learning with segment credit. It is what
+`cod demo` runs: a real language model, small enough for any machine, that uses what it wrote down after the tasks before. How it was
+chosen, and what training did to it, is told in docs/results/learning.md.""",
+    "cloned": """\
+Cloned from the scripted player `perfect`, which explores cleanly and takes notes: imitation, and no reinforcement
+learning yet.""",
+    "novice": """\
+Cloned like `cloned` and stopped after a twelfth of the lessons: it plays weakly, begins to write notes and makes little
+of them, and **has never done better**, which its low temperature shows. A start for reinforcement learning that has to
+improve what it was taught, and not to bring it back.""",
     "embedded-base": """\
-`embedded`, made weak on purpose: a short second stage imitates a player that often answers at random and loses or
+`cloned`, made weak on purpose: a short second stage imitates a player that often answers at random and loses or
 garbles lines of its notes. It is a start for reinforcement learning. **It has once known how to do better, and still
 holds much of it**: see what it does at a low temperature. What training recovers from it must be told apart from what
 training discovers: say how this base was made beside every figure.""",
@@ -48,13 +62,10 @@ class Measured:
     sharp: list[Position]
 
 
-def card(
-    policy: str, recipe: Recipe, progress: Progress, *, seed: int, parameters: int, measured: list[Measured]
-) -> str:
-    """The text of `CARD.md`."""
+def cloned(policy: str, recipe: Recipe, progress: Progress, *, seed: int) -> dict[str, str]:
+    """How a clone was made, by what it is called on its card."""
     teacher = recipe.teacher
-    facts = {
-        "parameters": f"{parameters:,} (Llama: width 64, 4 layers, 2 heads of 32, MLP 192, tied, 1,024 positions)",
+    return {
         "made by": f"`python -m cod_train.tiny clone --policy {policy} --out DIR --seed {seed}`",
         "started from": f"`{recipe.start}`" if recipe.start else f"random weights, seed {seed}",
         "steps": f"{progress.step:,} of {recipe.packs} lives of 4 tasks, "
@@ -66,8 +77,45 @@ def card(
         "teacher": f"off path {teacher.off_path:g}, head start {teacher.head_start:g}, noise {teacher.noise:g}, "
         f"forget {teacher.forget:g}, garble {teacher.garble:g}, weight of observations {teacher.world_weight:g}",
     }
+
+
+_OF_THE_RUN = re.compile(
+    r"trainer\.(default_local_dir|experiment_name|logger|save_freq)|data\.recorded=\[\]|cod\.keep_rollouts"
+)
+"""Words of a training's config that do not change what comes out."""
+
+
+def trained(folder: Path) -> dict[str, str]:
+    """How the policy of a training folder was made.
+
+    Raises:
+        UsageError: `cod train` did not write it.
+    """
+    note, done = folder / "train.json", steps(folder)
+    if not note.is_file() or not done:
+        raise UsageError(f"{folder} is no folder of a training: give what `cod train --out` wrote")
+    words = [word.replace('"', "") for word in json.loads(note.read_text())["config"] if not _OF_THE_RUN.match(word)]
+    start = next(word.partition("=")[2] for word in words if word.startswith("actor_rollout_ref.model.path="))
+    rollouts = {int(step.metrics["cod/rollouts"]) for step in done}
+    tokens = sum(step.metrics["cod/trained_tokens"] for step in done)
+    return {
+        "made by": f"`python -m cod_train.verl_main {' '.join(words)} trainer.default_local_dir=DIR`",
+        "started from": f"`{start}`",
+        "steps": f"{len(done)} of {', '.join(map(str, sorted(rollouts)))} rollouts, train split",
+        "tokens": f"{tokens / 1e6:.2f} million, sampled",
+        "time": f"{sum(step.seconds for step in done) / 60:.1f} minutes on a CPU",
+    }
+
+
+def card(policy: str, made: Mapping[str, str], *, parameters: int, measured: list[Measured]) -> str:
+    """The text of `CARD.md`.
+
+    Args:
+        made: how, as `cloned` or `trained` say.
+    """
+    shape = f"{parameters:,} (Llama: width 64, 4 layers, 2 heads of 32, MLP 192, tied, 1,024 positions)"
     lines = [f"# {policy}", "", _ABOUT.get(policy, ""), "", "| | |", "| --- | --- |"]
-    lines += [f"| {key} | {value} |" for key, value in facts.items()]
+    lines += [f"| {key} | {value} |" for key, value in {"parameters": shape, **made}.items()]
     lines += ["", "## Reward by position", "", _MEANING, ""]
     for result in measured:
         lines += [f"`frozen-lake:{result.preset}`, seed {result.seed}:", "", *_table(result), ""]

@@ -38,10 +38,11 @@ class Recipe:
 
 
 RECIPES: dict[str, Recipe] = {
-    "embedded": Recipe(),
+    "cloned": Recipe(),
+    "novice": Recipe(steps=500),
     "embedded-base": Recipe(
         Teacher(off_path=0.0, noise=0.5, forget=0.5, garble=0.1, world_weight=0.0),
-        start="embedded",
+        start="cloned",
         steps=200,
         rate=1e-3,
         induction=0,
