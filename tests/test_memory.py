@@ -324,7 +324,7 @@ async def test_content_that_was_rolled_back_is_not_taken_for_stored(memory: Memo
 async def test_a_cancelled_writer_leaves_a_whole_commit(memory: Memory) -> None:
     go = held_up(memory)
     asked = asyncio.ensure_future(memory.write(add("a")))
-    await asyncio.sleep(0.05)
+    await asyncio.sleep(0.5)
     asked.cancel()
     go.set()
     with pytest.raises(asyncio.CancelledError):

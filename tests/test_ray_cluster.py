@@ -41,6 +41,6 @@ def test_two_nodes_train_together_and_leave_nothing_behind(tmp_path: Path) -> No
     metrics = json.loads(told.read_text().splitlines()[-1])["data"]
     # 2 packs x 8 rollouts; rows are dealt to 2 ranks x 2 mini-batches x 4 micro-batches.
     assert metrics["cod/rollouts"] == 16 and metrics["cod/rollouts_lost"] == 0
-    assert (metrics["cod/rows"] + metrics["cod/padding_rows"]) % 16 == 0 and metrics["actor/grad_norm"] > 0
+    assert (metrics["cod/computed_rows"] + metrics["cod/padding_rows"]) % 16 == 0 and metrics["actor/grad_norm"] > 0
     with socket.socket() as asked:
         assert asked.connect_ex(("127.0.0.1", port)) != 0, "the head node is still there"
