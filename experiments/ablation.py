@@ -86,22 +86,31 @@ def tables(found: lab.Found) -> dict[str, str]:
         curves = [run["curve"] for run in found["runs"] if run["arm"] == arm]
         at = [reached(curve["reward"]) for curve in curves]
         known = [step for step in at if np.isfinite(step)]
-        needed = _spelt(known, 1) if len(known) == len(at) else f"{len(known)} of {len(at)} runs reached it"
+        needed = (
+            lab.spelt_over_seeds(known, 1) if len(known) == len(at) else f"{len(known)} of {len(at)} runs reached it"
+        )
         less = [final - finals["segment"][seed] for seed, final in by_seed.items() if seed in finals["segment"]]
-        last = [float(np.mean([rewards for rewards in curve["reward"][-WIDTH:]])) for curve in curves]
+        last = [float(np.mean(curve["reward"][-WIDTH:])) for curve in curves]
         rows.append(
             [
                 ARMS[arm][0],
                 needed,
-                _spelt(last),
-                _spelt(list(by_seed.values())),
-                "" if arm == "segment" else _spelt(less),
+                lab.spelt_over_seeds(last),
+                lab.spelt_over_seeds(list(by_seed.values())),
+                "" if arm == "segment" else lab.spelt_over_seeds(less),
             ]
         )
         worst = [max(abs(value) for value in curve["kl"]) for curve in curves]
         gradients = [max(curve["gradient"]) for curve in curves]
         lowest = [min(value for value in curve["advantage"] if value is not None) for curve in curves]
-        drifts.append([ARMS[arm][0], _spelt(worst, 3), _spelt(gradients, 2), _spelt(lowest, 3)])
+        drifts.append(
+            [
+                ARMS[arm][0],
+                lab.spelt_over_seeds(worst, 3),
+                lab.spelt_over_seeds(gradients, 2),
+                lab.spelt_over_seeds(lowest, 3),
+            ]
+        )
     packs, width = found["packs"], WIDTH
     head = [
         "arm",
@@ -116,7 +125,7 @@ def tables(found: lab.Found) -> dict[str, str]:
 
 def draw(found: lab.Found, path: Path) -> None:
     """Training reward by step, mean over seeds with its 95 % band, credit left and stability right."""
-    from figures import band, figure, finish, keep
+    from figures import band, figure, finish, keep, smooth
 
     sides = {
         "Credit": ("segment", "trajectory", "solve", "beside"),
@@ -126,14 +135,9 @@ def draw(found: lab.Found, path: Path) -> None:
     for axis, (title, arms) in zip(axes, sides.items(), strict=True):
         for arm in (arm for arm in arms if arm in _arms(found)):
             curves = np.array([run["curve"]["reward"] for run in found["runs"] if run["arm"] == arm])
-            band(axis, _smooth(curves), ARMS[arm][0].removeprefix("segment credit, "), start=WIDTH)
+            band(axis, smooth(curves, WIDTH), ARMS[arm][0].removeprefix("segment credit, "), start=WIDTH)
         finish(axis, title, "step", f"mean reward of the last {WIDTH} steps")
     keep(made, path)
-
-
-def _smooth(curves: np.ndarray) -> np.ndarray:
-    """Mean of the last WIDTH steps, [runs, steps - WIDTH + 1]."""
-    return np.apply_along_axis(lambda row: np.convolve(row, np.full(WIDTH, 1 / WIDTH), "valid"), 1, curves)
 
 
 def _arms(found: lab.Found) -> list[str]:
@@ -141,12 +145,7 @@ def _arms(found: lab.Found) -> list[str]:
 
 
 def _finals(found: lab.Found, arm: str) -> dict[int, float]:
-    return {run["seed"]: float(np.nanmean(lab.rewards(run["final"]))) for run in found["runs"] if run["arm"] == arm}
-
-
-def _spelt(values: list[float], digits: int = 2) -> str:
-    made = lab.over_seeds(values)
-    return lab.spelt(made["mean"], made["low"], made["high"], digits)
+    return {run["seed"]: lab.mean_reward(run["final"]) for run in found["runs"] if run["arm"] == arm}
 
 
 if __name__ == "__main__":

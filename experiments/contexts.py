@@ -8,6 +8,7 @@ can be made again from what is stored.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -59,7 +60,7 @@ def main(
         lab.evaluate(folder, which, "--packs", packs, "--controls", "none", world=world)
         return stories.lives(folder / "runs.db")
 
-    jobs = [lambda called=called, model=model: run(called, model) for called, model in named.items()]
+    jobs = [partial(run, called, model) for called, model in named.items()]
     lived = dict(zip(named, lab.at_once(jobs), strict=True))
     found = {
         "world": world,

@@ -35,6 +35,11 @@ def band(
         axes.fill_between(x, means - half, means + half, color=color, alpha=0.15, linewidth=0)
 
 
+def smooth(curves: np.ndarray, width: int) -> np.ndarray:
+    """Mean of the last `width` points of each, [runs, points - width + 1]."""
+    return np.apply_along_axis(lambda row: np.convolve(row, np.full(width, 1 / width), "valid"), 1, curves)
+
+
 def points(axes: Any, words: str, name: str, *, color: str, style: str = "-o") -> None:
     """Reward by position of one model: means with 95 % intervals over packs."""
     made = lab.curve(lab.rewards(words)).points

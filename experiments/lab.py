@@ -209,9 +209,15 @@ def over_seeds(values: Sequence[float]) -> Found:
     return {"mean": round(mean, 4), "low": low, "high": high, "n": len(known)}
 
 
-def mean_reward(found: Found) -> float:
-    """Over all tasks of an evaluation's packs."""
-    return float(np.nanmean(rewards(found["outcomes"]["with context"])))
+def spelt_over_seeds(values: Sequence[float], digits: int = 2) -> str:
+    """`over_seeds` as tables have it."""
+    made = over_seeds(values)
+    return spelt(made["mean"], made["low"], made["high"], digits)
+
+
+def mean_reward(words: str) -> float:
+    """Over all tasks of `outcomes`."""
+    return float(np.nanmean(rewards(words)))
 
 
 def cells(words: str, digits: int = 2) -> list[str]:

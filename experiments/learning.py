@@ -72,7 +72,8 @@ def main(
 
     def chosen(what: str, model: str | Path) -> float:
         words = ("--packs", packs // 4, "--seed", CHOICE_SEED, "--controls", "none")
-        return round(lab.mean_reward(lab.evaluate(out / f"choice-{what}", model, *words, world=world)), 4)
+        found = lab.evaluate(out / f"choice-{what}", model, *words, world=world)
+        return round(lab.mean_reward(found["outcomes"]["with context"]), 4)
 
     runs = lab.at_once([partial(run, base, seed) for seed in range(seeds) for base in names])
     candidates = {f"{run['base']}-{run['seed']}": out / f"{run['base']}-{run['seed']}" / "model" for run in runs}
@@ -130,25 +131,24 @@ def tables(found: lab.Found) -> dict[str, str]:
 
 def _summed(found: lab.Found, base: str) -> list[str]:
     runs = [run["measured"]["outcomes"] for run in found["runs"] if run["base"] == base]
-    means = [float(np.nanmean(lab.rewards(one["with context"]))) for one in runs]
+    means = [lab.mean_reward(one["with context"]) for one in runs]
     lasts, bares = (
         [float(np.nanmean(lab.rewards(one[lane])[:, -1])) for one in runs] for lane in ("with context", "no-context")
     )
     before = lab.cells(found["starts"][base]["outcomes"]["with context"])[-1]
-    over = [lab.spelt(made["mean"], made["low"], made["high"]) for made in map(lab.over_seeds, (means, lasts, bares))]
+    over = [lab.spelt_over_seeds(values) for values in (means, lasts, bares)]
     return [f"`{base}`", str(found["ways"][base]["steps"]), before, *over]
 
 
 def draw(found: lab.Found, path: Path) -> None:
     """Left: training reward by step. Right: reward by position of the bases and their first trained policies."""
-    from figures import COLORS, band, figure, finish, keep, points
+    from figures import COLORS, band, figure, finish, keep, points, smooth
 
     made, (left, right) = figure(2)
     for color, base in zip(COLORS, found["ways"], strict=False):
         runs = [run for run in found["runs"] if run["base"] == base]
         curves = np.array([run["curve"]["reward"] for run in runs])
-        smooth = np.apply_along_axis(lambda row: np.convolve(row, np.full(5, 0.2), "valid"), 1, curves)
-        band(left, smooth, base, start=5, color=color)
+        band(left, smooth(curves, 5), base, start=5, color=color)
         points(right, found["starts"][base]["outcomes"]["with context"], f"{base}, before", color=color, style=":o")
         together = " ".join(run["measured"]["outcomes"]["with context"] for run in runs)
         points(right, together, f"{base}, trained", color=color)

@@ -123,7 +123,7 @@ def _rounds(budget: Budget, arm: str, seed: int) -> lab.Found:
         files = _deployed(budget, f"round-{seed}-{number}", model, 100 * (number + 1) + seed, quarter * STEP_PACKS)
         folder = budget.out / f"{arm}-{seed}-{number}"
         trained = lab.train(
-            folder, *_from(files), "--base", model, "--steps", quarter, "--seed", seed, *_common(quarter)
+            folder, "--from", *files, "--base", model, "--steps", quarter, "--seed", seed, *_common(quarter)
         )
         model, before = trained.model, before + quarter
         made.append(trained.json())
@@ -155,11 +155,7 @@ def _deployed(budget: Budget, what: str, model: str | Path, seed: int, packs: in
 def _trained(budget: Budget, arm: str, seed: int, files: list[Path], words: tuple[object, ...]) -> lab.Found:
     """A training from files and nothing else, as long as they last."""
     more = ("--base", budget.base, "--steps", budget.steps, "--seed", seed, *_common(budget.marks[0]))
-    return _told(budget, arm, seed, lab.train(budget.out / f"{arm}-{seed}", *_from(files), *more, *words))
-
-
-def _from(files: list[Path]) -> tuple[object, ...]:
-    return ("--from", *files)
+    return _told(budget, arm, seed, lab.train(budget.out / f"{arm}-{seed}", "--from", *files, *more, *words))
 
 
 def _common(every: int) -> tuple[object, ...]:
@@ -192,10 +188,12 @@ def tables(found: lab.Found) -> dict[str, str]:
         if not runs:
             continue
         by_mark = [[_mean(run, mark) for run in runs] for mark in found["marks"]]
-        rows.append([told, *(_spelt([value for value in values if value is not None]) for values in by_mark)])
+        rows.append(
+            [told, *(lab.spelt_over_seeds([value for value in values if value is not None]) for values in by_mark)]
+        )
         tokens = [sum(run["tokens"]) / 1000 for run in runs]
         drift = [max(abs(value) for value in run["kl"]) for run in runs]
-        spent.append([told, _spelt(tokens, 0), _spelt(drift, 3)])
+        spent.append([told, lab.spelt_over_seeds(tokens, 0), lab.spelt_over_seeds(drift, 3)])
     limits = lab.table(head, rows) + f"\n\n`{found['base']}` itself: {before}."
     return {"limits": limits, "tokens": lab.table(["", "thousand sampled tokens", "largest drift, nats"], spent)}
 
@@ -205,7 +203,7 @@ def draw(found: lab.Found, path: Path) -> None:
     from figures import COLORS, figure, finish, keep
 
     made, (axes,) = figure(1)
-    base = float(np.nanmean(lab.rewards(found["start"])))
+    base = lab.mean_reward(found["start"])
     for color, arm in zip(COLORS, ARMS, strict=False):
         runs = [run for run in found["runs"] if run["arm"] == arm]
         marks = [mark for mark in found["marks"] if runs and all(_mean(run, mark) is not None for run in runs)]
@@ -226,13 +224,8 @@ def draw(found: lab.Found, path: Path) -> None:
 def _mean(run: lab.Found, mark: int) -> float | None:
     for one in run["measured"]:
         if one["step"] == mark:
-            return float(np.nanmean(lab.rewards(one["outcomes"])))
+            return lab.mean_reward(one["outcomes"])
     return None
-
-
-def _spelt(values: list[float], digits: int = 2) -> str:
-    made = lab.over_seeds(values)
-    return lab.spelt(made["mean"], made["low"], made["high"], digits) if values else ""
 
 
 if __name__ == "__main__":
