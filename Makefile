@@ -14,10 +14,10 @@ demo: $(VENV)/.demo
 	$(BIN)/cod demo
 
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest -m "not cluster"
+	$(BIN)/python -m pytest -m "not cluster and not vllm"
 
 test-fast: $(VENV)/.dev
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -m "not slow and not cluster and not vllm"
 
 # Rays of several ranks and nodes on this machine, minutes each.
 test-cluster: $(VENV)/.dev
