@@ -49,12 +49,12 @@ class Endpoint:
     Args:
         name: of the model, as requests have to call it.
         tokenizer: a Hugging Face tokenizer with a chat template.
-        generate: samples an answer; what it raises becomes a 503, which clients repeat.
+        generate: samples an answer; what it raises becomes a 503, which clients repeat, but for ModelRefused: a 400.
         context_length: longest prompt and answer together, in tokens; a request for more gets a 400.
         max_tokens: longest answer where a request does not say; None for what the context leaves.
         template: variables of the chat template where a request has no `chat_template_kwargs` for them.
         tool_parser: the form of tool calls: `hermes`, or one of verl's parsers.
-        host: where to listen.
+        host, port: where to listen; port 0 takes a free one.
 
     Raises:
         UsageError: the tokenizer has no chat template, or there is no such parser.
@@ -71,12 +71,14 @@ class Endpoint:
         template: Mapping[str, Any] | None = None,
         tool_parser: str = "hermes",
         host: str = "127.0.0.1",
+        port: int = 0,
     ) -> None:
         self.prompts, self._template = PromptIds(tokenizer), dict(template or {})
         """Counts the calls that extend the one before them, and those that do not."""
         self.base_url = ""
         """For clients; "" while it does not serve."""
-        self._name, self._tokenizer, self._generate, self._host = name, tokenizer, generate, host
+        self._name, self._tokenizer, self._generate = name, tokenizer, generate
+        self._host, self._port = host, port
         self._context_length, self._max_tokens = context_length, max_tokens
         self._calls_of = parser_called(tool_parser, tokenizer)
         self._spelling = lru_cache(None)(lambda token: str(tokenizer.decode([token])))
@@ -84,11 +86,11 @@ class Endpoint:
         self._serving: asyncio.Task[None] | None = None
 
     async def start(self) -> str:
-        """Listen on a free port. Returns the base URL, which ends in /v1.
+        """Listen. Returns the base URL, which ends in /v1.
 
         Raises:
             MissingExtra: uvicorn or starlette is not installed.
-            UsageError: this machine has no such host, or it serves already.
+            UsageError: this machine has no such host, the port is taken, or it serves already.
         """
         if self._serving is not None:
             raise UsageError("the endpoint serves already")
@@ -105,10 +107,13 @@ class Endpoint:
 
         listening = socket.socket()
         try:
-            listening.bind((self._host, 0))
+            # A port whose last connections are still closing may be taken again.
+            listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listening.bind((self._host, self._port))
         except OSError as error:
             listening.close()
-            raise UsageError(f"cannot listen on {self._host}: {error}") from None
+            where = f"{self._host}:{self._port}" if self._port else self._host
+            raise UsageError(f"cannot listen on {where}: {error}") from None
         config = uvicorn.Config(
             app,
             lifespan="off",
@@ -185,6 +190,8 @@ class Endpoint:
         sampling = {**asked.sampling, "max_tokens": self._limit(len(prompt), asked.sampling.get("max_tokens"))}
         try:
             drawn = _checked(await self._generate(_conversation(asked), [*prompt], sampling))
+        except ModelRefused as error:
+            raise Refused(str(error)) from None
         except Exception as error:  # whatever the trainer's server does: the client asks again
             said = f"the rollout server gave no answer: {type(error).__name__}: {error}"
             raise Refused(said, 503, "no_answer") from error
