@@ -1,0 +1,547 @@
+"""The registry: which checkpoints there are, what each came from, and which one is promoted.
+
+    candidate ──> promoted ──> retired ──> promoted ──> ...
+        │             │
+        └─> rejected <┘
+
+`registry.db` is the one source of truth about what should be served. A checkpoint never changes but for its state; at most one is
+promoted; every change of state is kept in `history` with its reason. What a checkpoint is stands in `checkpoint_files`, what it says in
+`probe`, the tables in `registry_schema`.
+
+A checkpoint is named by its weights: `NAME@` and twelve digits of the SHA-256 over everything that is served. Servers answer to that
+name only, so a recorded call always tells which checkpoint gave it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+import shutil
+import sqlite3
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from cod_agent import policies
+from cod_agent.errors import NotADatabase, UnknownName, UsageError
+from cod_agent.memory.database import translate
+from cod_agent.memory.hashing import canonical, text_hash
+from cod_agent.models.gguf import fingerprint
+from cod_train.checkpoint_files import Contents, Kind, check_like, check_servable, contents
+from cod_train.lineage import TrainingRun, code_version, default_name, read_runs, trained_where
+from cod_train.probe import Probe, make_probe
+from cod_train.registry_schema import NEXT, connect
+
+T = TypeVar("T")
+State = Literal["candidate", "promoted", "retired", "rejected"]
+
+_NAME = re.compile(r"[A-Za-z0-9._-]+")
+_DIGITS = 12
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """Weights that can be served, and where they come from."""
+
+    name: str
+    parent: str | None
+    """What it was trained from."""
+    state: State
+    kind: Kind
+    folder: Path
+    """Hugging Face form, or PEFT form for an adapter; absolute."""
+    base: Path | None
+    """An adapter's base folder."""
+    digest: str
+    """SHA-256 over what is served."""
+    gguf: Path | None
+    gguf_weights: str
+    """What `GgufModel.weights` says of the file; "" if there is none."""
+    template: str
+    """SHA-256 of the chat template."""
+    config: dict[str, Any]
+    code: str
+    """The version of this package that added it, and its commit where it lies in a git checkout."""
+    created: float
+
+    @property
+    def weights(self) -> str:
+        """The name its servers answer to, which is on record with every call."""
+        return weights_of(self.name, self.digest)
+
+    def json(self) -> dict[str, Any]:
+        """For `--json`."""
+        paths = {key: None if (path := getattr(self, key)) is None else str(path) for key in ("folder", "base", "gguf")}
+        kept = ("name", "parent", "state", "kind", "digest", "gguf_weights", "template", "config", "code", "created")
+        return {"weights": self.weights, **{key: getattr(self, key) for key in kept}, **paths}
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """A checkpoint's change of state."""
+
+    checkpoint: str
+    act: str
+    """add, promote, reject or rollback"""
+    before: State | None
+    after: State
+    why: str
+    verdict: int | None
+    when: float
+
+    def json(self) -> dict[str, Any]:
+        return {key: getattr(self, key) for key in self.__slots__}
+
+
+@dataclass(frozen=True, slots=True)
+class KeptVerdict:
+    """What the promotion gate said."""
+
+    id: int
+    candidate: str
+    incumbent: str | None
+    promoted: bool
+    said: dict[str, Any]
+    created: float
+
+    def json(self) -> dict[str, Any]:
+        return {key: getattr(self, key) for key in self.__slots__}
+
+
+def weights_of(name: str, digest: str) -> str:
+    """The name under which a model server serves a checkpoint."""
+    return f"{name}@{digest[:_DIGITS]}"
+
+
+class Registry:
+    """The checkpoints of one registry.db; open it as a context manager. Threads may share it, and processes the file.
+
+    Args:
+        path: the file.
+        create: make it if it is not there.
+
+    Raises:
+        UsageError: there is none. NotADatabase: the file is something else, or damaged. SchemaTooNew: of a later version.
+    """
+
+    def __init__(self, path: Path, *, create: bool = False) -> None:
+        self.path = Path(path).absolute()
+        self._lock = threading.RLock()
+        with self._translated():
+            self._conn = connect(self.path, create=create)
+
+    def __enter__(self) -> Registry:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the file; everything that was said is on disk already."""
+        with self._lock:
+            self._conn.close()
+
+    # ---- what there is ----
+
+    def get(self, name: str) -> Checkpoint:
+        """A checkpoint by its name, the name of its weights, or its GGUF file's fingerprint.
+
+        Raises:
+            UnknownName: there is none.
+        """
+        found = self._select("c.name = ?", name) or self._of_weights(name)
+        if not found:
+            raise UnknownName.among("checkpoint", name, [one.name for one in self.all()])
+        return found[0]
+
+    def of_weights(self, weights: str) -> Checkpoint | None:
+        """The checkpoint behind the weights that a call has on record; None for weights from elsewhere.
+
+        Known are `NAME@DIGEST/FINGERPRINT` (served by vLLM or our own server), a GGUF file's fingerprint (the embedded engine) and
+        `TRAINING/step-N` (a training's own rollouts).
+        """
+        found = self._of_weights(weights)
+        return found[0] if found else None
+
+    def all(self) -> list[Checkpoint]:
+        """Every checkpoint, oldest first."""
+        return self._select("true")
+
+    def promoted(self) -> Checkpoint | None:
+        """The one that should be served."""
+        found = self._select("c.state = 'promoted'")
+        return found[0] if found else None
+
+    def lineage(self, name: str) -> list[Checkpoint]:
+        """The checkpoint, then what it was trained from, then what that was trained from."""
+        out = [self.get(name)]
+        while (parent := out[-1].parent) is not None:
+            out.append(self.get(parent))
+        return out
+
+    def training_runs(self, name: str) -> list[TrainingRun]:
+        """The recorded runs it was trained on, in the order they were given."""
+        sql = (
+            "SELECT * FROM training_runs WHERE checkpoint_id = (SELECT id FROM checkpoints WHERE name = ?) ORDER BY seq"
+        )
+        return [
+            TrainingRun(self._absolute(row["file"]), row["agent"], row["run"], row["chain"], row["tasks"])
+            for row in self._rows(sql, self.get(name).name)
+        ]
+
+    def history(self, name: str | None = None) -> list[Change]:
+        """Every change of state, oldest first; of one checkpoint if named."""
+        sql = (
+            "SELECT c.name, h.* FROM history h JOIN checkpoints c ON c.id = h.checkpoint_id "
+            "WHERE ?1 IS NULL OR c.name = ?1 ORDER BY h.id"
+        )
+        return [
+            Change(row["name"], row["act"], row["before"], row["after"], row["why"], row["verdict_id"], row["created"])
+            for row in self._rows(sql, name and self.get(name).name)
+        ]
+
+    def verdicts(self, name: str | None = None) -> list[KeptVerdict]:
+        """What the gate said, oldest first; of one candidate if named."""
+        sql = (
+            "SELECT v.*, c.name AS candidate, i.name AS incumbent FROM verdicts v JOIN checkpoints c ON c.id = v.candidate_id "
+            "LEFT JOIN checkpoints i ON i.id = v.incumbent_id WHERE ?1 IS NULL OR c.name = ?1 ORDER BY v.id"
+        )
+        return [
+            KeptVerdict(
+                row["id"],
+                row["candidate"],
+                row["incumbent"],
+                bool(row["promoted"]),
+                json.loads(row["said"]),
+                row["created"],
+            )
+            for row in self._rows(sql, name and self.get(name).name)
+        ]
+
+    def files(self, name: str) -> dict[str, str]:
+        """SHA-256 of each served file of a checkpoint, by name, as it was when it was added."""
+        rows = self._rows("SELECT files FROM checkpoints WHERE name = ?", self.get(name).name)
+        return dict(json.loads(rows[0]["files"]))
+
+    # ---- adding one ----
+
+    def add(
+        self,
+        folder: Path,
+        *,
+        name: str | None = None,
+        parent: str | None = None,
+        data: Sequence[Path] = (),
+        config: Mapping[str, Any] | None = None,
+    ) -> Checkpoint:
+        """Register what lies in `folder` as a candidate. The same name with the same weights again gives the one that is there.
+
+        Its probe is made if it has none. The files of a shipped policy are copied beside the registry, because an upgrade of the
+        package may replace them.
+
+        Args:
+            folder: a Hugging Face folder, or a PEFT folder whose base is a folder here.
+            name: letters, digits, `.`, `_` and `-`; the folder's if not given.
+            parent: what it was trained from; the promoted one if not given.
+            data: run databases it was trained on.
+            config: anything JSON can hold about how it was made. `training` and `step` say which of a training's weights these are.
+
+        Raises:
+            UsageError: it could not serve, or is not of its parent's architecture, tokenizer and chat template, or the name is taken.
+            UnknownName: there is no such parent.
+            MissingExtra: it has no probe, and torch is not installed to make one.
+        """
+        name = name or default_name(folder)
+        if not _NAME.fullmatch(name) or not any(map(str.isalnum, name)):
+            raise UsageError(f"{name!r} is no name for a checkpoint: letters, digits, '.', '_' and '-'")
+        held = contents(self._kept(folder, name))
+        if (known := self._known(name, held.digest)) is not None:
+            return known
+        above = self.get(parent) if parent is not None else self.promoted()
+        check_servable(held.folder, held.base)
+        if above is not None:
+            check_like(held.folder, held.base, above.folder, above.base)
+        runs = read_runs(data)
+        probe = probe_of(held)
+        said = canonical({**trained_where(held.folder), **(config or {})})
+        gguf_weights = fingerprint(held.gguf) if held.gguf is not None else ""
+        row = {
+            "name": name,
+            "parent_id": None,
+            "kind": held.kind,
+            "folder": self._stored(held.folder),
+            "base": held.base and self._stored(held.base),
+            "digest": held.digest,
+            "files": canonical(held.files),
+            "gguf": held.gguf and self._stored(held.gguf),
+            "gguf_weights": gguf_weights,
+            "template": held.template,
+            "probe": text_hash(probe.text()),
+            "config": said,
+            "code": code_version(),
+            "created": time.time(),
+            "state": "candidate",
+        }
+
+        def insert(conn: sqlite3.Connection) -> None:
+            if self._known(name, held.digest) is not None:  # another process was first
+                return
+            row["parent_id"] = above and self._id(above.name)
+            marks = ", ".join(f":{key}" for key in row)
+            made = conn.execute(f"INSERT INTO checkpoints ({', '.join(row)}) VALUES ({marks})", row).lastrowid
+            rows = [
+                (made, seq, self._stored(run.file), run.agent, run.run, run.chain, run.tasks)
+                for seq, run in enumerate(runs)
+            ]
+            conn.executemany("INSERT INTO training_runs VALUES (?, ?, ?, ?, ?, ?, ?)", rows)
+            self._note(conn, made, "add", None, "candidate", "added", None)
+
+        self._write(insert)
+        return self.get(name)
+
+    # ---- states ----
+
+    def promote(self, name: str, why: str, verdict: int | None = None) -> None:
+        """Have it served from now on; what was promoted is retired. One transaction.
+
+        Raises:
+            UsageError: it is promoted already or rejected; or the verdict is about another candidate, or another incumbent than is
+                promoted now.
+        """
+        self._write(lambda conn: self._promote(conn, name, why, verdict))
+
+    def reject(self, name: str, why: str, verdict: int | None = None) -> None:
+        """Never have it served. Of the promoted one: nothing is promoted then; `rollback` has what came before it serve again.
+
+        Raises:
+            UsageError: it is retired or rejected already.
+        """
+        self._write(lambda conn: self._change(conn, self.get(name), "reject", "rejected", why, verdict))
+
+    def rollback(self, why: str, *, to: State = "retired", only: str | None = None) -> Checkpoint:
+        """Take the last promotion back: what was promoted before it is promoted again, and returned. Again goes further back.
+
+        Args:
+            to: what becomes of the promoted one: `retired`, or `rejected`.
+            only: take it back only while this one is promoted; otherwise nothing is changed and what is promoted now is returned.
+
+        Raises:
+            UsageError: nothing is promoted, or nothing was before it.
+        """
+
+        def back(conn: sqlite3.Connection) -> None:
+            now = self.promoted()
+            if only is not None and now is not None and now.name != only:
+                return
+            earlier = _promotions(self.history())[:-1]
+            before = [name for name in earlier if self.get(name).state == "retired"]
+            if now is None or not before:
+                what = "nothing is promoted" if now is None else f"nothing was promoted before {now.name}"
+                raise UsageError(f"there is nothing to go back to: {what}")
+            self._change(conn, now, "rollback", to, why, None)
+            self._change(conn, self.get(before[-1]), "rollback", "promoted", why, None)
+
+        self._write(back)
+        found = self.promoted()
+        if found is None:
+            raise UsageError("there is nothing to go back to: nothing is promoted")
+        return found
+
+    def keep_verdict(self, candidate: str, incumbent: str | None, promoted: bool, said: Mapping[str, Any]) -> int:
+        """Keep what the gate said; its number."""
+        return self._write(lambda conn: self._keep(conn, candidate, incumbent, promoted, said))
+
+    def decide(self, candidate: str, incumbent: str | None, promoted: bool, said: Mapping[str, Any], why: str) -> int:
+        """Keep a verdict and carry it out, in one transaction; its number.
+
+        Raises:
+            UsageError: as `promote` and `reject`; nothing is kept then.
+        """
+
+        def job(conn: sqlite3.Connection) -> int:
+            number = self._keep(conn, candidate, incumbent, promoted, said)
+            if promoted:
+                self._promote(conn, candidate, why, number)
+            else:
+                self._change(conn, self.get(candidate), "reject", "rejected", why, number)
+            return number
+
+        return self._write(job)
+
+    def fresh_seed(self) -> int:
+        """A seed that this registry has never given out; it never will again."""
+        sql = "INSERT INTO seeds (given) VALUES (?)"
+        return self._write(lambda conn: int(conn.execute(sql, (time.time(),)).lastrowid or 0))
+
+    # ---- inside ----
+
+    def _promote(self, conn: sqlite3.Connection, name: str, why: str, verdict: int | None) -> None:
+        found, now = self.get(name), self.promoted()
+        if verdict is not None:
+            said = next((one for one in self.verdicts(name) if one.id == verdict), None)
+            if said is None or not said.promoted:
+                raise UsageError(f"verdict {verdict} does not promote {name}")
+            if said.incumbent != (now and now.name):
+                raise UsageError(
+                    f"{name} was compared with {said.incumbent or 'nothing'}, but {now.name if now else 'nothing'} is promoted "
+                    "now: compare it with that"
+                )
+        if now is not None and now.name != name:
+            self._change(conn, now, "promote", "retired", f"{name} is promoted", None)
+        self._change(conn, found, "promote", "promoted", why, verdict)
+
+    def _change(
+        self, conn: sqlite3.Connection, found: Checkpoint, act: str, to: State, why: str, verdict: int | None
+    ) -> None:
+        if to not in NEXT[found.state]:
+            further = " or ".join(NEXT[found.state]) or "nothing else any more"
+            raise UsageError(f"{found.name} is {found.state} and cannot become {to}: it can become {further}")
+        number = self._id(found.name)
+        conn.execute("UPDATE checkpoints SET state = ? WHERE id = ?", (to, number))
+        self._note(conn, number, act, found.state, to, why, verdict)
+
+    def _note(
+        self,
+        conn: sqlite3.Connection,
+        number: int | None,
+        act: str,
+        before: State | None,
+        after: State,
+        why: str,
+        verdict: int | None,
+    ) -> None:
+        sql = "INSERT INTO history (checkpoint_id, act, before, after, why, verdict_id, created) VALUES (?, ?, ?, ?, ?, ?, ?)"
+        conn.execute(sql, (number, act, before, after, why, verdict, time.time()))
+
+    def _keep(
+        self, conn: sqlite3.Connection, candidate: str, incumbent: str | None, promoted: bool, said: Mapping[str, Any]
+    ) -> int:
+        sql = "INSERT INTO verdicts (candidate_id, incumbent_id, promoted, said, created) VALUES (?, ?, ?, ?, ?)"
+        above = self._id(incumbent) if incumbent is not None else None
+        row = (self._id(candidate), above, int(promoted), json.dumps(said, ensure_ascii=False), time.time())
+        return int(conn.execute(sql, row).lastrowid or 0)
+
+    def _id(self, name: str) -> int:
+        rows = self._rows("SELECT id FROM checkpoints WHERE name = ?", self.get(name).name)
+        return int(rows[0]["id"])
+
+    def _known(self, name: str, digest: str) -> Checkpoint | None:
+        """The one of that name. Raises: UsageError: it has other weights."""
+        found = self._select("c.name = ?", name)
+        if found and found[0].digest != digest:
+            raise UsageError(f"{name} is another checkpoint ({found[0].weights}): give this one another --name")
+        return found[0] if found else None
+
+    def _of_weights(self, weights: str) -> list[Checkpoint]:
+        where = (
+            f"c.name || '@' || substr(c.digest, 1, {_DIGITS}) = ?1 OR (c.gguf_weights <> '' AND c.gguf_weights = ?2) "
+            "OR json_extract(c.config, '$.training') || '/step-' || json_extract(c.config, '$.step') = ?2"
+        )
+        found = self._select(where, weights.partition("/")[0], weights)
+        # One file may be registered under two names: what serves speaks for itself, then the newest.
+        return sorted(reversed(found), key=lambda one: one.state != "promoted")
+
+    def _select(self, where: str, *values: Any) -> list[Checkpoint]:
+        sql = (
+            "SELECT c.*, p.name AS parent FROM checkpoints c LEFT JOIN checkpoints p ON p.id = c.parent_id "
+            f"WHERE {where} ORDER BY c.id"
+        )
+        return [self._checkpoint(row) for row in self._rows(sql, *values)]
+
+    def _checkpoint(self, row: sqlite3.Row) -> Checkpoint:
+        same = ("name", "parent", "state", "kind", "digest", "gguf_weights", "template", "code", "created")
+        return Checkpoint(
+            **{key: row[key] for key in same},
+            folder=self._absolute(row["folder"]),
+            base=self._absolute(row["base"]) if row["base"] is not None else None,
+            gguf=self._absolute(row["gguf"]) if row["gguf"] is not None else None,
+            config=json.loads(row["config"]),
+        )
+
+    def _stored(self, path: Path) -> str:
+        """A path below the registry's folder as seen from there, so that the whole can be moved."""
+        here = self.path.parent.resolve()
+        path = path.resolve()
+        return str(path.relative_to(here)) if path.is_relative_to(here) else str(path)
+
+    def _absolute(self, stored: str) -> Path:
+        return self.path.parent.resolve() / stored
+
+    def _kept(self, folder: Path, name: str) -> Path:
+        """`folder`, or the copy of a shipped policy beside the registry."""
+        folder = folder.resolve()
+        if folder.parent != Path(policies.__file__).resolve().parent:
+            return folder
+        kept = self.path.parent / "checkpoints" / name
+        if kept.is_dir():
+            if contents(kept).digest != contents(folder).digest:
+                raise UsageError(f"{kept} is there and holds other weights than {folder.name}: give another --name")
+            return kept
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        part = Path(tempfile.mkdtemp(prefix=f".{name}-", dir=kept.parent))
+        try:
+            shutil.copytree(folder, part, dirs_exist_ok=True)
+            part.chmod(0o755)  # mkdtemp's is private
+            with contextlib.suppress(OSError):  # another process was first
+                part.rename(kept)
+        finally:
+            shutil.rmtree(part, ignore_errors=True)
+        return kept
+
+    def _rows(self, sql: str, *values: Any) -> list[sqlite3.Row]:
+        with self._lock, self._translated():
+            return self._conn.execute(sql, values).fetchall()
+
+    def _write(self, job: Callable[[sqlite3.Connection], T]) -> T:
+        """Run `job` in a transaction; returns once it is on disk."""
+        with self._lock, self._translated():
+            self._conn.execute("BEGIN IMMEDIATE")
+            try:
+                value = job(self._conn)
+                self._conn.execute("COMMIT")
+            except BaseException:
+                self._conn.rollback()
+                raise
+            return value
+
+    @contextlib.contextmanager
+    def _translated(self) -> Iterator[None]:
+        try:
+            yield
+        except sqlite3.Error as error:
+            found = translate(error, str(self.path))
+            if isinstance(found, NotADatabase):
+                said = f"{self.path} is no registry of checkpoints, or is damaged ({error}): check the path"
+                found = NotADatabase(said)
+            raise found from error
+
+
+def probe_of(held: Contents) -> Probe:
+    """The probe in a checkpoint's folder; made, where there is none or it is of other weights.
+
+    Raises:
+        MissingExtra, UsageError: it cannot be made or written.
+    """
+    if (held.folder / "probe.json").is_file():
+        probe = Probe.load(held.folder)
+        if probe.digest == held.digest:
+            return probe
+    probe = make_probe(held.folder, held.base, digest=held.digest)
+    probe.save(held.folder)
+    return probe
+
+
+def _promotions(history: Sequence[Change]) -> list[str]:
+    """What was promoted and not taken back, oldest first."""
+    out: list[str] = []
+    for change in history:
+        if change.act == "promote" and change.after == "promoted":
+            out.append(change.checkpoint)
+        elif change.before == "promoted" and change.act in ("rollback", "reject"):
+            out.pop()
+    return out
