@@ -106,9 +106,12 @@ def composed(arguments: list[str]) -> Any:
 
 
 @contextlib.contextmanager
-def alone_in(folder: Path) -> Iterator[None]:
+def alone_in(folder: Path, what: str = "training") -> Iterator[None]:
     """Two trainings in one folder would overwrite each other's checkpoints: the second is refused, also while a first one
     outlives the command that started it.
+
+    Args:
+        what: a program of which there is one in a folder; its lock is called after it.
 
     Raises:
         UsageError: another one runs there.
@@ -118,13 +121,13 @@ def alone_in(folder: Path) -> Iterator[None]:
     from cod_agent.errors import UsageError
 
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "training.lock").open("a+") as lock:
+    with (folder / f"{what}.lock").open("a+") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             lock.seek(0)
             raise UsageError(
-                f"another training runs in {folder} (process {lock.read().strip() or 'unknown'}): wait for it, or end it"
+                f"another {what} runs in {folder} (process {lock.read().strip() or 'unknown'}): wait for it, or end it"
             ) from None
         lock.truncate(0)
         lock.write(str(os.getpid()))
