@@ -70,7 +70,7 @@ def tokenizer_of(folder: Path) -> PreTrainedTokenizerBase:
     except ImportError:
         raise MissingExtra("the embedded engine", "train") from None
     try:
-        return AutoTokenizer.from_pretrained(folder, local_files_only=True)  # type: ignore[no-any-return]
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except Exception as error:  # whatever transformers raises for files of others
         raise UsageError(f"no tokenizer can be read from {folder}: {error}") from None
 
