@@ -12,11 +12,12 @@ from cod_agent.evaluation.figure import draw
 from cod_agent.evaluation.lives import MAIN, NO_CONTEXT, Lane, Watch, lanes_of, live_all
 from cod_agent.evaluation.plan import Plan, kept_plan, refuse_mixture, release, set_up, world_of
 from cod_agent.evaluation.result import Evaluation, evaluate, summarise
-from cod_agent.evaluation.statistics import Curve, Interval, Point, curve, difference
+from cod_agent.evaluation.statistics import AtLeast, Curve, Interval, Point, at_least, curve, difference
 
 __all__ = [
     "MAIN",
     "NO_CONTEXT",
+    "AtLeast",
     "Curve",
     "Evaluation",
     "Interval",
@@ -24,6 +25,7 @@ __all__ = [
     "Plan",
     "Point",
     "Watch",
+    "at_least",
     "curve",
     "difference",
     "draw",
