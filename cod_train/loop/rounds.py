@@ -33,11 +33,6 @@ class Round:
         self._file = self.folder / "round.json"
         self.noted: Noted = _read(self._file)
 
-    @property
-    def databases(self) -> Path:
-        """Where the agents' run databases are."""
-        return self.folder
-
     def database(self, agent: int) -> Path:
         return self.folder / f"agent-{agent}.db"
 
@@ -49,10 +44,6 @@ class Round:
     def model(self) -> Path:
         """The candidate, in Hugging Face form."""
         return self.folder / "model"
-
-    @property
-    def gate(self) -> Path:
-        return self.folder / "gate"
 
     @property
     def begun(self) -> bool:

@@ -41,8 +41,6 @@ class Record(Section):
     """Each round, new ones."""
     concurrency: int = Field(default=16, ge=1)
     """Packs that one agent lives at once."""
-    max_tokens: int | None = Field(default=None, ge=1)
-    """Longest answer; None: as the server has it."""
 
 
 class Train(Section):
@@ -62,9 +60,9 @@ class Gate(Section):
     """Candidate and incumbent on the same new held-out packs."""
 
     engine: EngineName = "embedded"
-    packs: int = Field(default=512, ge=2)
+    packs: int = Field(default=512, ge=8)
     margin: float = Field(default=0.1, gt=0)
-    """How much worse a position may be, at most."""
+    """Reward that a position may lose, as far as the packs can tell."""
 
 
 class Serve(Section):
@@ -73,8 +71,22 @@ class Serve(Section):
     engine: EngineName = "vllm"
     while_training: bool = True
     """Off where weights and training do not fit on the machine together: the server stops while a round trains."""
-    flags: tuple[str, ...] = ()
-    """More flags of `cod serve`, such as --gpu-memory, 0.4."""
+    # Of model servers, also the gate's.
+    dtype: str = "auto"
+    max_model_len: int | None = Field(default=None, ge=1)
+    """Longest conversation in tokens; None: what the model takes."""
+    gpu_memory: float | None = Field(default=None, gt=0, le=1)
+    """Share of a GPU's memory; two servers stand side by side while weights are switched."""
+    tensor_parallel: int = Field(default=1, ge=1)
+    """GPUs that one model is spread over."""
+
+    @property
+    def flags(self) -> list[str]:
+        """As `cod serve` takes them."""
+        words = ["--engine", self.engine, "--dtype", self.dtype, "--tensor-parallel", str(self.tensor_parallel)]
+        for flag, value in (("--max-model-len", self.max_model_len), ("--gpu-memory", self.gpu_memory)):
+            words += [] if value is None else [flag, str(value)]
+        return words
 
 
 class Settings(Section):
@@ -85,6 +97,8 @@ class Settings(Section):
     world: str = "frozen-lake:small"
     form: Form = "natural"
     """How the world talks to the policy."""
+    max_tokens: int | None = Field(default=None, ge=1)
+    """Longest answer, recorded or judged; None: as the server has it."""
     pack_size: int = Field(default=4, ge=1)
     rounds: int = Field(default=6, ge=1)
     seed: int = Field(default=0, ge=0)

@@ -35,6 +35,13 @@ ALIAS = "policy"
 """What agents call whatever is promoted."""
 PATIENCE = 5
 """Times that agents go on after a server did not answer, without a task done in between."""
+_TOLD = {
+    "record": "agents live",
+    "train": "training",
+    "export": "exporting the candidate",
+    "gate": "candidate and incumbent live held-out packs",
+    "serve": "deploying",
+}
 READY = 900.0
 """Seconds until `cod serve` must serve what is promoted: two starts of a slow model server and a long drain."""
 
@@ -52,8 +59,7 @@ class Loop:
     def __init__(self, out: Path, settings: Settings, registry: Registry, view: View) -> None:
         self.out, self.settings, self.registry, self.view = out, settings, registry, view
         words = ["--registry", str(out / "registry.db"), "--name", ALIAS, "--log", str(out / "serve")]
-        words += ["--engine", settings.serve.engine, *settings.serve.flags]
-        self.server = Server(words, out / "serve" / "output.log")
+        self.server = Server([*words, *settings.serve.flags], out / "serve" / "output.log")
 
     async def go_on(self) -> None:
         """Every round that has not ended.
@@ -84,8 +90,11 @@ class Loop:
         for stage in STAGES:
             if round.stage(stage) is not None:
                 continue
+            if stage == "record":
+                await self._serving()
             self.view.stage(round.number, stage)
             self.view.curve(report.table(self.out))
+            self.view.event(f"{stage}_began", f"round {round.number}: {_TOLD[stage]}")
             began = time.monotonic()
             said = await getattr(self, f"_{stage}")(round)
             round.end(stage, {**said, "seconds": _short(time.monotonic() - began)})
@@ -103,9 +112,7 @@ class Loop:
     # ---- record ----
 
     async def _record(self, round: Round) -> Noted:
-        await self._serving()
         told = self.settings.record
-        self.view.event("record", f"round {round.number}: {told.agents} agents live {told.packs} packs each")
         total, done = told.agents * told.packs * self.settings.pack_size, set()
 
         def took(lane: Lane, pack: int, outcome: Outcome) -> None:
@@ -135,7 +142,7 @@ class Loop:
             agent=f"agent-{agent}",
             split="train",
             form=settings.form,
-            max_tokens=settings.record.max_tokens,
+            max_tokens=settings.max_tokens,
             base_url=self.server.base_url,
             exact=True,
             concurrency=settings.record.concurrency,
@@ -235,6 +242,58 @@ class Loop:
         )
         return {"name": candidate.name, "weights": candidate.weights}
 
+    # ---- gate ----
+
+    async def _gate(self, round: Round) -> Noted:
+        candidate = self.registry.get(round.name)
+        if candidate.state == "candidate":
+            incumbent = self._promoted()
+            if candidate.digest == incumbent.digest:
+                self.registry.reject(candidate.name, f"nothing was learnt: these are the weights of {incumbent.name}")
+            else:
+                await self._judge(round, incumbent)
+        verdicts = self.registry.verdicts(candidate.name)
+        said = verdicts[-1].said if verdicts else {"positions": [], "overall": {}}
+        return {
+            "verdict": verdicts[-1].id if verdicts else None,
+            "promoted": bool(verdicts) and verdicts[-1].promoted,
+            "why": said["why"] if verdicts else self.registry.history(candidate.name)[-1].why,
+            **{side: _side(said, side) for side in ("candidate", "incumbent")},
+        }
+
+    async def _judge(self, round: Round, incumbent: Checkpoint) -> None:
+        """Live the gate's packs and carry the verdict out. A folder for each incumbent: somebody may have promoted another."""
+        from cod_train.gate import decide
+        from cod_train.serving import Engine
+
+        settings, told, done = self.settings, self.settings.gate, 0
+
+        def took(lane: Lane, pack: int, outcome: Outcome) -> None:
+            nonlocal done
+            done += 1
+            self.view.progress(done, 2 * told.packs * settings.pack_size, f"tasks, {lane.agent}")
+
+        engine = Engine(
+            told.engine,
+            dtype=settings.serve.dtype,
+            max_model_len=settings.serve.max_model_len,
+            gpu_memory_utilization=settings.serve.gpu_memory,
+            tensor_parallel=settings.serve.tensor_parallel,
+        )
+        await decide(
+            self.registry,
+            round.name,
+            world=settings.world,
+            folder=round.folder / f"gate-{incumbent.name}",
+            packs=told.packs,
+            pack_size=settings.pack_size,
+            margin=told.margin,
+            engine=engine,
+            form=settings.form,
+            max_tokens=settings.max_tokens,
+            watch=Watch(outcome=took),
+        )
+
     # ---- serve ----
 
     async def _serve(self, round: Round) -> Noted:
@@ -264,6 +323,13 @@ class Loop:
                     f"its log is in {self.out / 'serve'}, and the same command goes on"
                 )
             await asyncio.sleep(LOOK)
+
+
+def _side(said: Noted, side: str) -> Noted | None:
+    """One side of a verdict as rounds note it; None where it was not lived."""
+    if side not in said["overall"]:
+        return None
+    return {"positions": [row[side] for row in said["positions"]], "overall": said["overall"][side]}
 
 
 def ended(out: Path, settings: Settings) -> bool:

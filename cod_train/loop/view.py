@@ -37,6 +37,8 @@ class View:
         self._live: Any = None
 
     def __enter__(self) -> View:
+        if self._file.is_file() and (said := self._file.read_bytes()) and not said.endswith(b"\n"):
+            self._append("")  # a kill tore the last line; the next begins on one of its own
         if sys.stderr.isatty():
             from rich.live import Live
 
@@ -63,6 +65,13 @@ class View:
         """
         at = {"round": self._round, "stage": self._stage} if self._round else {}
         line = json.dumps({"time": round(time.time(), 3), "event": name, **at, **fields, "told": told})
+        self._append(line)
+        if self._live is not None:
+            self._live.console.print(told, markup=False)
+        else:
+            typer.echo(told, err=True)
+
+    def _append(self, line: str) -> None:
         try:
             with self._file.open("a") as file:
                 file.write(line + "\n")
@@ -70,10 +79,6 @@ class View:
             raise StoreFull(
                 f"cannot write {self._file}: {error.strerror}; make room, then the same command goes on"
             ) from error
-        if self._live is not None:
-            self._live.console.print(told, markup=False)
-        else:
-            typer.echo(told, err=True)
 
     def stage(self, number: int, stage: str) -> None:
         """A stage begins."""
