@@ -1,0 +1,266 @@
+"""What goes over the wire: requests as clients have to write them, answers as they get them. Strict, finite, bounded."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic_core import from_json
+
+from cod_agent.host.errors import BadRequest, Invalid
+from cod_agent.tasks import Outcome
+
+T = TypeVar("T")
+
+NAME = r"^[A-Za-z0-9][A-Za-z0-9._:@~-]{0,127}$"
+LAST = 2**31 - 1
+_LARGEST = 2**63
+
+Name = Annotated[str, Field(pattern=NAME, description="Letters, digits and . _ : @ ~ -, at most 128.")]
+Position = Annotated[int, Field(ge=0, le=LAST, description="0-based place in the run.")]
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+State = Literal["queued", "open", "solved", "judged", "updated", "closed"]
+
+
+class Asked(BaseModel):
+    """A body: exactly these fields, of exactly these types."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class NewTask(Asked):
+    """A task for an agent."""
+
+    id: str = Field(
+        min_length=1, max_length=512, pattern=r"^[^\x00-\x1f\x7f]*$", description="A name for people; it may repeat."
+    )
+    prompt: str = Field("", description="What the agent is told.")
+    data: dict[str, Any] = Field(default_factory=dict, description="What the world needs to set the task up.")
+    run: Name = "life"
+    position: Position | None = Field(
+        None, description="Where the task belongs, for clients that count: asking again gives the same outcome."
+    )
+    wait: bool = Field(True, description="Answer when it is lived; false answers at once, with a URL to look at.")
+
+
+_SAYS_SOMETHING: dict[str, Any] = {
+    "anyOf": [
+        {"required": ["reward"], "properties": {"reward": {"type": "number"}}},
+        {"required": ["text"], "properties": {"text": {"type": "string", "minLength": 1}}},
+    ]
+}
+
+
+class NewFeedback(Asked):
+    """How a task went: a reward, words, or both. Given once; repeating the same is harmless."""
+
+    model_config = ConfigDict(json_schema_extra=_SAYS_SOMETHING)
+
+    reward: Finite | None = Field(None, description="Usually in [0, 1].")
+    text: str = ""
+
+
+class Said(BaseModel):
+    """An answer; what is not finite is null."""
+
+    model_config = ConfigDict(ser_json_inf_nan="null", json_schema_serialization_defaults_required=True)
+
+
+class Trouble(Said):
+    type: str = Field(description="The class of the error, as in docs/errors.md.")
+    message: str
+
+
+class Failure(Said):
+    """What every answer says that is no success."""
+
+    error: Trouble
+
+
+class Judgement(Said):
+    reward: float | None
+    text: str
+
+
+class Lived(Said):
+    """What came of a task so far."""
+
+    agent: str
+    run: str
+    position: Position
+    id: str = Field(description="The task's.")
+    answer: str
+    reward: float | None
+    feedback: Judgement | None = Field(description="null while nobody judged it.")
+    context: str = Field(description="After this task.")
+    version: int
+    update: Literal["none", "written", "kept"]
+    reason: str
+    calls: int
+
+
+class Accepted(Said):
+    """The task is on disk, and will be lived."""
+
+    agent: str
+    run: str
+    position: Position
+    state: State
+    url: str = Field(description="Where to look at it.")
+
+
+class GivenTask(Said):
+    id: str
+    prompt: str
+    data: dict[str, Any]
+
+
+class Place(Said):
+    """A position of a run."""
+
+    agent: str
+    run: str
+    position: Position
+    state: State
+    task: GivenTask
+    outcome: Lived | None = Field(description="Once it is solved.")
+    trouble: Trouble | None = Field(description="What the last attempt ended with, where it goes on being tried.")
+
+
+class Abandoned(Said):
+    agent: str
+    run: str
+    abandoned: list[Position]
+
+
+class AgentLine(Said):
+    agent: str
+    runs: int
+    tasks: int
+
+
+class Agents(Said):
+    agents: list[AgentLine]
+    next: str | None = Field(description="`after` of the next page.")
+
+
+class RunLine(Said):
+    run: str
+    environment: str | None
+    tasks: int
+    mean_reward: float | None
+    versions: int
+    waiting: int = Field(description="Tasks and feedback in this process's queue.")
+
+
+class Runs(Said):
+    agent: str
+    runs: list[RunLine]
+    next: int | None = Field(description="`after` of the next page.")
+
+
+class VersionLine(Said):
+    version: int
+    position: int | None = Field(description="The task after which it was written; null for the first.")
+    parent: int | None
+    hash: str
+    weights: str = Field(description="Those that wrote it.")
+    created: float = Field(description="Seconds since 1970.")
+
+
+class Contexts(Said):
+    agent: str
+    run: str
+    versions: list[VersionLine]
+    next: int | None = Field(description="`after` of the next page.")
+
+
+class Context(VersionLine):
+    agent: str
+    run: str
+    context: str
+
+
+class Health(Said):
+    status: Literal["ok"]
+
+
+class Ready(Said):
+    ready: bool
+    draining: bool
+    database: str = Field(description="ok, or what is wrong with it.")
+    model: str = Field(description="ok as far as is known, or what it last said.")
+    agents: int
+    waiting: int
+
+
+ANSWERS: tuple[type[Said], ...] = (
+    Failure, Lived, Accepted, Place, Abandoned, Agents, Runs, Contexts, Context, Health, Ready,
+)  # fmt: skip
+
+
+A = TypeVar("A", bound=Asked)
+
+
+def read(kind: type[A], body: bytes) -> A:
+    """The body of a request.
+
+    Raises:
+        BadRequest: it is no JSON, or JSON that not everyone reads alike.
+        Invalid: it is not what was asked for.
+    """
+    try:
+        said = from_json(body, allow_inf_nan=False)
+    except ValueError as error:
+        raise BadRequest(f"the body is no JSON: {error}") from None
+    _bounded(said)
+    return checked(kind.model_validate, said)
+
+
+def checked(validate: Callable[[Any], T], said: Any, where: str = "") -> T:
+    """`validate(said)`, its complaint as one sentence.
+
+    Raises:
+        Invalid: there is one.
+    """
+    try:
+        return validate(said)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        at = where or ".".join(map(str, first["loc"])) or "the body"
+        raise Invalid(f"{at}: {first['msg']}") from None
+
+
+def _bounded(said: Any) -> None:
+    """Numbers beyond 64 bits mean something else to every reader."""
+    if isinstance(said, dict):
+        for value in said.values():
+            _bounded(value)
+    elif isinstance(said, list):
+        for value in said:
+            _bounded(value)
+    elif isinstance(said, int | float) and not (
+        -_LARGEST <= said < _LARGEST or (isinstance(said, float) and math.isfinite(said))
+    ):
+        raise BadRequest("the body has a number beyond 64 bits")
+
+
+def lived(agent: str, outcome: Outcome) -> Lived:
+    """An outcome, for the wire."""
+    said = outcome.feedback
+    return Lived.model_construct(
+        agent=agent,
+        run=outcome.run,
+        position=outcome.position,
+        id=outcome.task.id,
+        answer=outcome.answer,
+        reward=outcome.reward,
+        feedback=said and Judgement.model_construct(reward=said.reward, text=said.text),
+        context=outcome.context,
+        version=outcome.version,
+        update=outcome.update,
+        reason=outcome.reason,
+        calls=outcome.calls,
+    )
