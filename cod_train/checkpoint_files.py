@@ -137,9 +137,7 @@ def check_like(child: Path, base: Path | None, parent: Path, parents_base: Path 
     ours, theirs = base or child, parents_base or parent
     mine, its = (_text_config(needed_json(place / "config.json")) for place in (ours, theirs))
     differ = [key for key in _SAME if mine.get(key) != its.get(key)]
-    differ += [
-        key for key in _SAME_IF_SAID if None not in (said := (mine.get(key), its.get(key))) and said[0] != said[1]
-    ]
+    differ += [key for key in _SAME_IF_SAID if mine.get(key) and its.get(key) and mine[key] != its[key]]
     if differ:
         said = ", ".join(f"{key} {mine.get(key)} instead of {its.get(key)}" for key in differ)
         raise UsageError(f"{ours / 'config.json'} is of another architecture than its parent {theirs}: {said}")
@@ -190,6 +188,16 @@ def shapes(folder: Path) -> dict[str, tuple[int, ...]]:
         UsageError: a file is damaged or missing.
     """
     return {name: tuple(entry["shape"]) for file in weight_files(folder) for name, entry in _header(file)[0].items()}
+
+
+def tensor_names(file: Path) -> set[str]:
+    """The tensors in a file. Raises: UsageError: it is damaged."""
+    return set(_header(file)[0])
+
+
+def stored_as(folder: Path) -> set[str]:
+    """What the weights are stored in, in safetensors' words: F32, BF16, ... Raises: UsageError."""
+    return {entry["dtype"] for file in weight_files(folder) for entry in _header(file)[0].values()}
 
 
 def weight_files(folder: Path) -> list[Path]:

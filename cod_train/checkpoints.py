@@ -20,105 +20,26 @@ import re
 import shutil
 import sqlite3
 import tempfile
-import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any
 
 from cod_agent import policies
-from cod_agent.errors import NotADatabase, UnknownName, UsageError
-from cod_agent.memory.database import translate
+from cod_agent.errors import UnknownName, UsageError
 from cod_agent.memory.hashing import canonical, text_hash
 from cod_agent.models.gguf import fingerprint
-from cod_train.checkpoint_files import Contents, Kind, check_like, check_servable, contents
+from cod_train.checkpoint_files import Contents, check_like, check_servable, contents
+from cod_train.checkpoint_records import DIGITS, Change, Checkpoint, KeptVerdict, State, standing_promotions, weights_of
 from cod_train.lineage import TrainingRun, code_version, default_name, read_runs, trained_where
-from cod_train.probe import Probe, make_probe
-from cod_train.registry_schema import NEXT, connect
-
-T = TypeVar("T")
-State = Literal["candidate", "promoted", "retired", "rejected"]
+from cod_train.probe import Probe, probe_of
+from cod_train.registry_file import RegistryFile
+from cod_train.registry_schema import NEXT
 
 _NAME = re.compile(r"[A-Za-z0-9._-]+")
-_DIGITS = 12
 
 
-@dataclass(frozen=True, slots=True)
-class Checkpoint:
-    """Weights that can be served, and where they come from."""
-
-    name: str
-    parent: str | None
-    """What it was trained from."""
-    state: State
-    kind: Kind
-    folder: Path
-    """Hugging Face form, or PEFT form for an adapter; absolute."""
-    base: Path | None
-    """An adapter's base folder."""
-    digest: str
-    """SHA-256 over what is served."""
-    gguf: Path | None
-    gguf_weights: str
-    """What `GgufModel.weights` says of the file; "" if there is none."""
-    template: str
-    """SHA-256 of the chat template."""
-    config: dict[str, Any]
-    code: str
-    """The version of this package that added it, and its commit where it lies in a git checkout."""
-    created: float
-
-    @property
-    def weights(self) -> str:
-        """The name its servers answer to, which is on record with every call."""
-        return weights_of(self.name, self.digest)
-
-    def json(self) -> dict[str, Any]:
-        """For `--json`."""
-        paths = {key: None if (path := getattr(self, key)) is None else str(path) for key in ("folder", "base", "gguf")}
-        kept = ("name", "parent", "state", "kind", "digest", "gguf_weights", "template", "config", "code", "created")
-        return {"weights": self.weights, **{key: getattr(self, key) for key in kept}, **paths}
-
-
-@dataclass(frozen=True, slots=True)
-class Change:
-    """A checkpoint's change of state."""
-
-    checkpoint: str
-    act: str
-    """add, promote, reject or rollback"""
-    before: State | None
-    after: State
-    why: str
-    verdict: int | None
-    when: float
-
-    def json(self) -> dict[str, Any]:
-        return {key: getattr(self, key) for key in self.__slots__}
-
-
-@dataclass(frozen=True, slots=True)
-class KeptVerdict:
-    """What the promotion gate said."""
-
-    id: int
-    candidate: str
-    incumbent: str | None
-    promoted: bool
-    said: dict[str, Any]
-    created: float
-
-    def json(self) -> dict[str, Any]:
-        return {key: getattr(self, key) for key in self.__slots__}
-
-
-def weights_of(name: str, digest: str) -> str:
-    """The name under which a model server serves a checkpoint."""
-    return f"{name}@{digest[:_DIGITS]}"
-
-
-class Registry:
+class Registry(RegistryFile):
     """The checkpoints of one registry.db; open it as a context manager. Threads may share it, and processes the file.
 
     Args:
@@ -128,23 +49,6 @@ class Registry:
     Raises:
         UsageError: there is none. NotADatabase: the file is something else, or damaged. SchemaTooNew: of a later version.
     """
-
-    def __init__(self, path: Path, *, create: bool = False) -> None:
-        self.path = Path(path).absolute()
-        self._lock = threading.RLock()
-        with self._translated():
-            self._conn = connect(self.path, create=create)
-
-    def __enter__(self) -> Registry:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Close the file; everything that was said is on disk already."""
-        with self._lock:
-            self._conn.close()
 
     # ---- what there is ----
 
@@ -190,8 +94,8 @@ class Registry:
             "SELECT * FROM training_runs WHERE checkpoint_id = (SELECT id FROM checkpoints WHERE name = ?) ORDER BY seq"
         )
         return [
-            TrainingRun(self._absolute(row["file"]), row["agent"], row["run"], row["chain"], row["tasks"])
-            for row in self._rows(sql, self.get(name).name)
+            TrainingRun(self.absolute(row["file"]), row["agent"], row["run"], row["chain"], row["tasks"])
+            for row in self.rows(sql, self.get(name).name)
         ]
 
     def history(self, name: str | None = None) -> list[Change]:
@@ -202,7 +106,7 @@ class Registry:
         )
         return [
             Change(row["name"], row["act"], row["before"], row["after"], row["why"], row["verdict_id"], row["created"])
-            for row in self._rows(sql, name and self.get(name).name)
+            for row in self.rows(sql, name and self.get(name).name)
         ]
 
     def verdicts(self, name: str | None = None) -> list[KeptVerdict]:
@@ -220,12 +124,12 @@ class Registry:
                 json.loads(row["said"]),
                 row["created"],
             )
-            for row in self._rows(sql, name and self.get(name).name)
+            for row in self.rows(sql, name and self.get(name).name)
         ]
 
     def files(self, name: str) -> dict[str, str]:
         """SHA-256 of each served file of a checkpoint, by name, as it was when it was added."""
-        rows = self._rows("SELECT files FROM checkpoints WHERE name = ?", self.get(name).name)
+        rows = self.rows("SELECT files FROM checkpoints WHERE name = ?", self.get(name).name)
         return dict(json.loads(rows[0]["files"]))
 
     # ---- adding one ----
@@ -267,41 +171,25 @@ class Registry:
         if above is not None:
             check_like(held.folder, held.base, above.folder, above.base)
         runs = read_runs(data)
-        probe = probe_of(held)
-        said = canonical({**trained_where(held.folder), **(config or {})})
-        gguf_weights = fingerprint(held.gguf) if held.gguf is not None else ""
         row = {
-            "name": name,
-            "parent_id": None,
-            "kind": held.kind,
-            "folder": self._stored(held.folder),
-            "base": held.base and self._stored(held.base),
-            "digest": held.digest,
-            "files": canonical(held.files),
-            "gguf": held.gguf and self._stored(held.gguf),
-            "gguf_weights": gguf_weights,
-            "template": held.template,
-            "probe": text_hash(probe.text()),
-            "config": said,
-            "code": code_version(),
-            "created": time.time(),
-            "state": "candidate",
+            **self._row(name, held, probe_of(held.folder, held.base, held.digest)),
+            "config": canonical({**trained_where(held.folder), **(config or {})}),
         }
 
         def insert(conn: sqlite3.Connection) -> None:
             if self._known(name, held.digest) is not None:  # another process was first
                 return
-            row["parent_id"] = above and self._id(above.name)
-            marks = ", ".join(f":{key}" for key in row)
-            made = conn.execute(f"INSERT INTO checkpoints ({', '.join(row)}) VALUES ({marks})", row).lastrowid
-            rows = [
-                (made, seq, self._stored(run.file), run.agent, run.run, run.chain, run.tasks)
-                for seq, run in enumerate(runs)
+            values = {**row, "parent_id": above and self._id(above.name)}
+            marks = ", ".join(f":{key}" for key in values)
+            made = conn.execute(f"INSERT INTO checkpoints ({', '.join(values)}) VALUES ({marks})", values).lastrowid
+            lived = [
+                (made, at, self.stored(run.file), run.agent, run.run, run.chain, run.tasks)
+                for at, run in enumerate(runs)
             ]
-            conn.executemany("INSERT INTO training_runs VALUES (?, ?, ?, ?, ?, ?, ?)", rows)
+            conn.executemany("INSERT INTO training_runs VALUES (?, ?, ?, ?, ?, ?, ?)", lived)
             self._note(conn, made, "add", None, "candidate", "added", None)
 
-        self._write(insert)
+        self.write(insert)
         return self.get(name)
 
     # ---- states ----
@@ -313,7 +201,7 @@ class Registry:
             UsageError: it is promoted already or rejected; or the verdict is about another candidate, or another incumbent than is
                 promoted now.
         """
-        self._write(lambda conn: self._promote(conn, name, why, verdict))
+        self.write(lambda conn: self._promote(conn, name, why, verdict))
 
     def reject(self, name: str, why: str, verdict: int | None = None) -> None:
         """Never have it served. Of the promoted one: nothing is promoted then; `rollback` has what came before it serve again.
@@ -321,7 +209,7 @@ class Registry:
         Raises:
             UsageError: it is retired or rejected already.
         """
-        self._write(lambda conn: self._change(conn, self.get(name), "reject", "rejected", why, verdict))
+        self.write(lambda conn: self._change(conn, self.get(name), "reject", "rejected", why, verdict))
 
     def rollback(self, why: str, *, to: State = "retired", only: str | None = None) -> Checkpoint:
         """Take the last promotion back: what was promoted before it is promoted again, and returned. Again goes further back.
@@ -338,7 +226,7 @@ class Registry:
             now = self.promoted()
             if only is not None and now is not None and now.name != only:
                 return
-            earlier = _promotions(self.history())[:-1]
+            earlier = standing_promotions(self.history())[:-1]
             before = [name for name in earlier if self.get(name).state == "retired"]
             if now is None or not before:
                 what = "nothing is promoted" if now is None else f"nothing was promoted before {now.name}"
@@ -346,7 +234,7 @@ class Registry:
             self._change(conn, now, "rollback", to, why, None)
             self._change(conn, self.get(before[-1]), "rollback", "promoted", why, None)
 
-        self._write(back)
+        self.write(back)
         found = self.promoted()
         if found is None:
             raise UsageError("there is nothing to go back to: nothing is promoted")
@@ -354,7 +242,7 @@ class Registry:
 
     def keep_verdict(self, candidate: str, incumbent: str | None, promoted: bool, said: Mapping[str, Any]) -> int:
         """Keep what the gate said; its number."""
-        return self._write(lambda conn: self._keep(conn, candidate, incumbent, promoted, said))
+        return self.write(lambda conn: self._keep(conn, candidate, incumbent, promoted, said))
 
     def decide(self, candidate: str, incumbent: str | None, promoted: bool, said: Mapping[str, Any], why: str) -> int:
         """Keep a verdict and carry it out, in one transaction; its number.
@@ -371,14 +259,31 @@ class Registry:
                 self._change(conn, self.get(candidate), "reject", "rejected", why, number)
             return number
 
-        return self._write(job)
+        return self.write(job)
 
     def fresh_seed(self) -> int:
         """A seed that this registry has never given out; it never will again."""
         sql = "INSERT INTO seeds (given) VALUES (?)"
-        return self._write(lambda conn: int(conn.execute(sql, (time.time(),)).lastrowid or 0))
+        return self.write(lambda conn: int(conn.execute(sql, (time.time(),)).lastrowid or 0))
 
     # ---- inside ----
+
+    def _row(self, name: str, held: Contents, probe: Probe) -> dict[str, Any]:
+        return {
+            "name": name,
+            "kind": held.kind,
+            "folder": self.stored(held.folder),
+            "base": held.base and self.stored(held.base),
+            "digest": held.digest,
+            "files": canonical(held.files),
+            "gguf": held.gguf and self.stored(held.gguf),
+            "gguf_weights": fingerprint(held.gguf) if held.gguf is not None else "",
+            "template": held.template,
+            "probe": text_hash(probe.text()),
+            "code": code_version(),
+            "created": time.time(),
+            "state": "candidate",
+        }
 
     def _promote(self, conn: sqlite3.Connection, name: str, why: str, verdict: int | None) -> None:
         found, now = self.get(name), self.promoted()
@@ -427,7 +332,7 @@ class Registry:
         return int(conn.execute(sql, row).lastrowid or 0)
 
     def _id(self, name: str) -> int:
-        rows = self._rows("SELECT id FROM checkpoints WHERE name = ?", self.get(name).name)
+        rows = self.rows("SELECT id FROM checkpoints WHERE name = ?", self.get(name).name)
         return int(rows[0]["id"])
 
     def _known(self, name: str, digest: str) -> Checkpoint | None:
@@ -439,7 +344,7 @@ class Registry:
 
     def _of_weights(self, weights: str) -> list[Checkpoint]:
         where = (
-            f"c.name || '@' || substr(c.digest, 1, {_DIGITS}) = ?1 OR (c.gguf_weights <> '' AND c.gguf_weights = ?2) "
+            f"c.name || '@' || substr(c.digest, 1, {DIGITS}) = ?1 OR (c.gguf_weights <> '' AND c.gguf_weights = ?2) "
             "OR json_extract(c.config, '$.training') || '/step-' || json_extract(c.config, '$.step') = ?2"
         )
         found = self._select(where, weights.partition("/")[0], weights)
@@ -451,26 +356,17 @@ class Registry:
             "SELECT c.*, p.name AS parent FROM checkpoints c LEFT JOIN checkpoints p ON p.id = c.parent_id "
             f"WHERE {where} ORDER BY c.id"
         )
-        return [self._checkpoint(row) for row in self._rows(sql, *values)]
+        return [self._checkpoint(row) for row in self.rows(sql, *values)]
 
     def _checkpoint(self, row: sqlite3.Row) -> Checkpoint:
         same = ("name", "parent", "state", "kind", "digest", "gguf_weights", "template", "code", "created")
         return Checkpoint(
             **{key: row[key] for key in same},
-            folder=self._absolute(row["folder"]),
-            base=self._absolute(row["base"]) if row["base"] is not None else None,
-            gguf=self._absolute(row["gguf"]) if row["gguf"] is not None else None,
+            folder=self.absolute(row["folder"]),
+            base=self.absolute(row["base"]) if row["base"] is not None else None,
+            gguf=self.absolute(row["gguf"]) if row["gguf"] is not None else None,
             config=json.loads(row["config"]),
         )
-
-    def _stored(self, path: Path) -> str:
-        """A path below the registry's folder as seen from there, so that the whole can be moved."""
-        here = self.path.parent.resolve()
-        path = path.resolve()
-        return str(path.relative_to(here)) if path.is_relative_to(here) else str(path)
-
-    def _absolute(self, stored: str) -> Path:
-        return self.path.parent.resolve() / stored
 
     def _kept(self, folder: Path, name: str) -> Path:
         """`folder`, or the copy of a shipped policy beside the registry."""
@@ -493,55 +389,5 @@ class Registry:
             shutil.rmtree(part, ignore_errors=True)
         return kept
 
-    def _rows(self, sql: str, *values: Any) -> list[sqlite3.Row]:
-        with self._lock, self._translated():
-            return self._conn.execute(sql, values).fetchall()
 
-    def _write(self, job: Callable[[sqlite3.Connection], T]) -> T:
-        """Run `job` in a transaction; returns once it is on disk."""
-        with self._lock, self._translated():
-            self._conn.execute("BEGIN IMMEDIATE")
-            try:
-                value = job(self._conn)
-                self._conn.execute("COMMIT")
-            except BaseException:
-                self._conn.rollback()
-                raise
-            return value
-
-    @contextlib.contextmanager
-    def _translated(self) -> Iterator[None]:
-        try:
-            yield
-        except sqlite3.Error as error:
-            found = translate(error, str(self.path))
-            if isinstance(found, NotADatabase):
-                said = f"{self.path} is no registry of checkpoints, or is damaged ({error}): check the path"
-                found = NotADatabase(said)
-            raise found from error
-
-
-def probe_of(held: Contents) -> Probe:
-    """The probe in a checkpoint's folder; made, where there is none or it is of other weights.
-
-    Raises:
-        MissingExtra, UsageError: it cannot be made or written.
-    """
-    if (held.folder / "probe.json").is_file():
-        probe = Probe.load(held.folder)
-        if probe.digest == held.digest:
-            return probe
-    probe = make_probe(held.folder, held.base, digest=held.digest)
-    probe.save(held.folder)
-    return probe
-
-
-def _promotions(history: Sequence[Change]) -> list[str]:
-    """What was promoted and not taken back, oldest first."""
-    out: list[str] = []
-    for change in history:
-        if change.act == "promote" and change.after == "promoted":
-            out.append(change.checkpoint)
-        elif change.before == "promoted" and change.act in ("rollback", "reject"):
-            out.pop()
-    return out
+__all__ = ["Change", "Checkpoint", "KeptVerdict", "Registry", "State", "TrainingRun", "weights_of"]

@@ -25,12 +25,13 @@ from typing import TYPE_CHECKING, Any
 
 from cod_agent.context import Message, message, prompts_for
 from cod_agent.environments.base import Form
-from cod_agent.errors import CodError, MissingExtra, ModelError, ModelRefused, UsageError
+from cod_agent.errors import CodError, ModelRefused, UsageError
 from cod_agent.models.base import Sampling
 from cod_agent.models.openai import EXACT
+from cod_train.exact_model import greedy, load_exactly
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedTokenizerBase
 
 FILE = "probe.json"
 ANSWER_TOKENS = 24
@@ -178,12 +179,9 @@ def make_probe(folder: Path, base: Path | None = None, *, digest: str = "") -> P
         MissingExtra: torch or transformers is not installed.
         UsageError: it cannot be loaded, lacks weights, takes no such conversations, or answers with no numbers.
     """
-    try:
-        import torch
-        import transformers  # noqa: F401
-    except ImportError:
-        raise MissingExtra("a probe", "train") from None
     model, tokenizer = load_exactly(folder, base)
+    import torch
+
     room = int(getattr(model.config.get_text_config(), "max_position_embeddings", None) or 1 << 30) - ANSWER_TOKENS
     items = []
     with torch.inference_mode():
@@ -194,7 +192,7 @@ def make_probe(folder: Path, base: Path | None = None, *, digest: str = "") -> P
             except ModelRefused:  # such as a template without a system turn
                 continue
             if len(prompt) <= room:
-                items.append(Item(wire, prompt, *_greedy(model, prompt)))
+                items.append(Item(wire, prompt, *greedy(model, prompt, ANSWER_TOKENS)))
     if len(items) < FEWEST:
         raise UsageError(
             f"the chat template of {folder} takes {len(items)} of the probe's conversations: {FEWEST} are needed"
@@ -204,64 +202,25 @@ def make_probe(folder: Path, base: Path | None = None, *, digest: str = "") -> P
     return Probe(items, digest)
 
 
-def load_exactly(folder: Path, base: Path | None = None) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """A checkpoint's model in 32 bits, an adapter merged into its base, and its tokenizer.
+def probe_of(folder: Path, base: Path | None, digest: str) -> Probe:
+    """The probe in a checkpoint's folder; made, where there is none or it is of other weights.
 
     Raises:
-        UsageError: it cannot be loaded, or its weights are not all there.
+        MissingExtra, UsageError: it cannot be made or written.
     """
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-    from transformers.utils import logging
-
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        model, info = AutoModelForCausalLM.from_pretrained(
-            base or folder, dtype=torch.float32, local_files_only=True, output_loading_info=True
-        )
-        spoken = base if base is not None and not (folder / "tokenizer_config.json").is_file() else folder
-        tokenizer = AutoTokenizer.from_pretrained(spoken, local_files_only=True)
-    except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
-        raise UsageError(f"transformers cannot load {base or folder}: {error}") from None
-    finally:
-        if shown:
-            logging.enable_progress_bar()
-    for what in ("missing_keys", "mismatched_keys"):
-        if odd := sorted(map(str, info.get(what) or ())):
-            raise UsageError(
-                f"the weights in {base or folder} do not fit its config.json ({what.replace('_', ' ')}: {odd[0]})"
-            )
-    if base is not None:
-        from cod_train.export import merge
-
-        merge(model, folder)
-    return model.to("cuda" if torch.cuda.is_available() else "cpu").eval(), tokenizer
+    if (folder / FILE).is_file():
+        probe = Probe.load(folder)
+        if probe.digest == digest:
+            return probe
+    probe = make_probe(folder, base, digest=digest)
+    probe.save(folder)
+    return probe
 
 
 def _prompt_ids(tokenizer: PreTrainedTokenizerBase, wire: list[dict[str, Any]]) -> list[int]:
     from cod_train.prompts import PromptIds
 
     return PromptIds(tokenizer, remembered=1).ids(wire)
-
-
-def _greedy(model: PreTrainedModel, prompt: list[int]) -> tuple[list[int], list[float]]:
-    """The likeliest answer and its log-probabilities, which one forward pass over the whole gives again."""
-    import torch
-
-    said = model.generation_config.eos_token_id if model.generation_config is not None else None
-    ends = said if said is not None else model.config.get_text_config().eos_token_id
-    stop = set(ends) if isinstance(ends, list) else {ends}
-    answer: list[int] = []
-    feed, cache = torch.tensor([prompt], device=model.device), None
-    while len(answer) < ANSWER_TOKENS and not (answer and answer[-1] in stop):
-        out = model(input_ids=feed, past_key_values=cache, use_cache=True)
-        answer.append(int(out.logits[0, -1].argmax()))
-        feed, cache = torch.tensor([[answer[-1]]], device=model.device), out.past_key_values
-    whole = torch.tensor([[*prompt, *answer]], device=model.device)
-    logits_T_V = model(input_ids=whole, use_cache=False).logits[0, len(prompt) - 1 : -1].double()
-    chosen = torch.tensor(answer, device=model.device)[:, None]
-    return answer, logits_T_V.log_softmax(-1).gather(1, chosen)[:, 0].tolist()
 
 
 # ---- comparing with it ----
@@ -368,7 +327,7 @@ def compare_file(probe: Probe, gguf: Path, *, tolerance: float = TOLERANCE) -> C
 
     try:
         return compare(probe, asyncio.run(ask()), tolerance)
-    except (ModelError, CodError) as error:
+    except CodError as error:
         return _found([], str(error))
     finally:
         model.close()
@@ -399,5 +358,6 @@ __all__ = [
     "compare_served",
     "conversations",
     "make_probe",
+    "probe_of",
     "separation",
 ]

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import math
 import re
-import shutil
 from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +19,6 @@ import numpy as np
 from cod_agent.errors import MissingExtra
 from cod_agent.evaluation.statistics import Curve, curve
 from cod_agent.memory.readonly import look
-from cod_agent.policies import POLICIES, folder_of
 
 Metrics = dict[str, Any]
 
@@ -90,23 +88,6 @@ def newest_checkpoint(folder: Path) -> Path | None:
 def checkpoint_of(folder: Path, step: int) -> Path:
     """Where the checkpoint after a step is, in Hugging Face form, if there is one."""
     return folder / f"global_step_{step}" / "actor" / "huggingface"
-
-
-def exported(checkpoint: Path, folder: Path, name: str) -> Path | None:
-    """Copy a checkpoint of the tiny form to `folder`, with a file for the embedded engine, whose path is returned; None, and nothing
-    done, for another form."""
-    shapes = json.loads((checkpoint / "config.json").read_text())
-    tiny = json.loads((folder_of(POLICIES[0]) / "config.json").read_text())
-    same = ("model_type", "hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
-    if any(shapes.get(key) != tiny.get(key) for key in same):
-        return None
-    from cod_train.tiny.export import write_gguf
-
-    shutil.copytree(checkpoint, folder, dirs_exist_ok=True)
-    # verl writes 32 bits and says 16: whoever believed that would round the weights.
-    (folder / "config.json").write_text(json.dumps({**shapes, "dtype": "float32"}, indent=2) + "\n")
-    write_gguf(folder, folder / "model.gguf", name)
-    return folder / "model.gguf"
 
 
 def draw(folder: Path, title: str, path: Path) -> Path:

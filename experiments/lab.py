@@ -30,7 +30,8 @@ import numpy as np
 from cod_agent.evaluation.statistics import Rewards, curve
 from cod_agent.memory.readonly import look
 from cod_agent.policies import POLICIES, folder_of
-from cod_train.progress import Step, checkpoint_of, exported, steps
+from cod_train.export import exported
+from cod_train.progress import Step, checkpoint_of, steps
 
 HOME = Path(__file__).parent.parent
 DATA = HOME / "docs" / "results" / "data"
@@ -64,7 +65,7 @@ class Trained:
         """Folder of the weights after a step that left a checkpoint, as `model`."""
         folder = self.folder / f"model-{step}"
         if not (folder / "model.gguf").is_file():
-            exported(checkpoint_of(self.folder, step), folder, self.folder.name)
+            exported(checkpoint_of(self.folder, step), folder, name=self.folder.name)
         return folder
 
     def json(self) -> Found:

@@ -19,12 +19,13 @@ from cod_agent.context import COMPACT, message  # noqa: E402
 from cod_agent.environments.frozen_lake import FrozenLake  # noqa: E402
 from cod_agent.errors import UnknownName, UsageError  # noqa: E402
 from cod_train import supervised  # noqa: E402
+from cod_train.gguf_file import write_gguf  # noqa: E402
 from cod_train.supervised import Sample  # noqa: E402
 from cod_train.tiny import clone as cloning  # noqa: E402
 from cod_train.tiny.__main__ import app  # noqa: E402
 from cod_train.tiny.card import Measured, card, cloned  # noqa: E402
 from cod_train.tiny.evaluate import Speaker, by_position, interval, rewards  # noqa: E402
-from cod_train.tiny.export import save_policy, write_gguf  # noqa: E402
+from cod_train.tiny.export import save_policy  # noqa: E402
 from cod_train.tiny.tokenizer import ASSISTANT, build_tokenizer  # noqa: E402
 from cod_train.tiny.transcripts import Scribe, Teacher, hidden_mapping, induction, lives  # noqa: E402
 

@@ -266,9 +266,13 @@ def _last_words(log: Path, began: int) -> str:
 
 def _tell(out: Path, base: str, world: Any, as_json: bool) -> None:
     from cod_train import progress
+    from cod_train.export import exported
+    from cod_train.gguf_file import why_not
 
     done, measured, checkpoint = progress.steps(out), progress.evaluations(out), progress.newest_checkpoint(out)
-    model = progress.exported(checkpoint, out / "model", out.name) if checkpoint else None
+    model = None
+    if checkpoint and not why_not(checkpoint):
+        model = exported(checkpoint, out / "model", name=out.name, replace=True).gguf
     try:
         figure: Path | None = progress.draw(out, f"{out.name}, from {base}", out / "train.png")
     except MissingExtra as missing:

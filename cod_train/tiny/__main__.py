@@ -115,7 +115,7 @@ def export(folder: Folder) -> None:
 
     Example: python -m cod_train.tiny export embedded
     """
-    from cod_train.tiny.export import write_gguf
+    from cod_train.gguf_file import write_gguf
 
     _check(folder)
     write_gguf(folder, folder / "model.gguf")
