@@ -24,7 +24,7 @@ from cod_agent import CoDAgent, Task
 from cod_agent.errors import UsageError
 from cod_agent.journal.http import http_module
 from cod_agent.models.openai import OpenAIModel
-from cod_train.serving import front as front_module
+from cod_train.serving import passing
 from cod_train.serving.front import Front
 
 BLUE, GREEN = "first@0f3c5a1e77b2", "second@91be02c4d1aa"
@@ -260,7 +260,7 @@ async def test_what_is_no_request_is_refused_in_the_shape_of_openai(path: str, b
 
 @pytest.mark.parametrize("chunked", [True, False])
 async def test_a_request_that_is_too_large_is_not_read_to_its_end(monkeypatch: Any, chunked: bool) -> None:
-    monkeypatch.setattr(front_module, "LARGEST", 1000)
+    monkeypatch.setattr(passing, "LARGEST", 1000)
 
     async def body() -> AsyncIterator[bytes]:
         for _ in range(4):

@@ -17,8 +17,6 @@ proxy, that vouches for the weights of an answer: a request in the wrong place g
 from __future__ import annotations
 
 import asyncio
-import json
-import re
 import socket
 import time
 from collections.abc import Callable, Mapping
@@ -29,35 +27,17 @@ from typing import TYPE_CHECKING, Any
 from cod_agent.errors import MissingExtra, UsageError
 from cod_agent.journal.http import http_module
 from cod_train.dialect import Refused
+from cod_train.serving.passing import Receive, Send, asked_model, forwarded, hand_on, renamed, request_to, whole
 
 if TYPE_CHECKING:
     from starlette.applications import Starlette
 
-Receive = Callable[[], Any]
-Send = Callable[[Any], Any]
-
-LARGEST = 64 * 2**20
-"""Bytes of a request."""
 _IDLE = 3600
 """Seconds a client's connection may rest: agents wait for tools, and a connection closed under a request costs a retry."""
 _REST = 4
 """Seconds a connection to a model server may rest: less than the 5 after which vLLM closes it."""
 _CLOSING = 0.5
 """Seconds in which connections with nothing under way are closed."""
-_CONNECT = 5
-"""Seconds that connecting may take; everything is on this machine."""
-
-_WHERE = re.compile(r"/v1/[a-z_]+(/[a-z_]+)*|/(de)?tokenize|/inference/v1/generate")
-_REFUSED = ("/v1/load_lora_adapter", "/v1/unload_lora_adapter")
-"""What is served is the registry's business: clients don't load weights."""
-
-_HOP = {
-    *(b"connection", b"keep-alive", b"proxy-authenticate", b"proxy-authorization", b"proxy-connection", b"te"),
-    *(b"trailer", b"transfer-encoding", b"upgrade"),
-}
-"""Headers of one connection (RFC 9110, 7.6.1): not passed on."""
-_REWRITTEN = {b"host", b"content-length", b"expect"}
-"""Headers of a request that are the front's own."""
 
 
 @dataclass(slots=True)
@@ -100,6 +80,8 @@ class Front:
         """The last thing that went wrong, for /status; whoever runs the servers says it."""
         self.retry_after = 1
         """Seconds after which a client that gets a 503 should ask again."""
+        self.beside: Callable[[], Mapping[str, Any]] = dict
+        """What `/status` says besides."""
         self._upstreams: dict[str, _Upstream] = {}
         self._answered = 0
         self._transport: Any = None
@@ -111,7 +93,15 @@ class Front:
     @property
     def base_url(self) -> str:
         """For clients."""
-        return f"http://{f'[{self.host}]' if ':' in self.host else self.host}:{self.port}/v1"
+        return self._url(self.host)
+
+    @property
+    def local_url(self) -> str:
+        """For this machine, where the host may stand for all of its addresses."""
+        return self._url({"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.host, self.host))
+
+    def _url(self, host: str) -> str:
+        return f"http://{f'[{host}]' if ':' in host else host}:{self.port}/v1"
 
     async def start(self) -> None:
         """Listen; until something is switched to, requests get a 503.
@@ -205,6 +195,7 @@ class Front:
             "answered": self._answered,
             "switches": self.switches,
             "trouble": self.trouble,
+            **self.beside(),
         }
 
     def names(self) -> list[str]:
@@ -221,16 +212,16 @@ class Front:
         """The ASGI application."""
         if scope["type"] != "http":
             return
-        if scope["method"] != "POST" or not _forwarded(scope["path"]):
+        if scope["method"] != "POST" or not forwarded(scope["path"]):
             await self._own(scope, receive, send)
             return
         try:
             if self._closing:
                 raise self._nothing("this server is being stopped")
-            body = await _whole(scope, receive)
+            body = await whole(scope, receive)
             if body is None:
                 return
-            asked = _asked(body)
+            asked = asked_model(body)
             await _unless_left(self._pass(scope, body, asked, send), receive)
         except Refused as refused:
             await _refuse(refused, scope, receive, send, self.retry_after)
@@ -266,15 +257,16 @@ class Front:
         module = http_module()
         for _ in range(2):  # a request whose answer nobody saw may be asked again, of what serves by then
             upstream = self._find(asked)
+            request = request_to(upstream.origin, scope, renamed(body, asked, upstream.weights))
             with upstream:
                 try:
-                    response = await self._transport.handle_async_request(_request(scope, body, asked, upstream))
+                    response = await self._transport.handle_async_request(request)
                     pieces = response.stream.__aiter__()
                     first = await anext(pieces, b"")
                 except module.TransportError:
                     continue
                 try:
-                    await _hand_on(response, first, pieces, send)
+                    await hand_on(response, first, pieces, send)
                 except module.TransportError as error:
                     # Returning now makes uvicorn cut the connection: the client sees that the answer has no end.
                     self.trouble = f"{upstream.weights} broke an answer off: {type(error).__name__}"
@@ -301,92 +293,6 @@ def _bound(host: str, port: int) -> socket.socket:
         listening.close()
         raise UsageError(f"cannot listen on {host}, port {port}: {error}; choose another --port or --host") from None
     return listening
-
-
-def _forwarded(path: str) -> bool:
-    return _WHERE.fullmatch(path) is not None and path not in _REFUSED
-
-
-async def _whole(scope: Any, receive: Receive) -> bytes | None:
-    """The body of a request; None if the client has left.
-
-    Raises:
-        Refused: it is too large.
-    """
-    too_large = Refused(f"a request may have {LARGEST // 2**20} MiB", 413, "request_too_large")
-    said = dict(scope["headers"]).get(b"content-length", b"0")
-    if said.isdigit() and int(said) > LARGEST:
-        raise too_large
-    body = bytearray()
-    while True:
-        message = await receive()
-        if message["type"] != "http.request":
-            return None
-        body += message.get("body", b"")
-        if len(body) > LARGEST:
-            raise too_large
-        if not message.get("more_body"):
-            return bytes(body)
-
-
-def _asked(body: bytes) -> str:
-    """The model that a request names.
-
-    Raises:
-        Refused: it is no JSON object, or names none.
-    """
-    try:
-        request = json.loads(body)
-    except (ValueError, RecursionError) as error:
-        raise Refused(f"the request is not JSON: {error}") from None
-    if not isinstance(request, dict):
-        raise Refused("the request is no JSON object")
-    if not isinstance(request.get("model"), str):
-        raise Refused("the request names no model")
-    return str(request["model"])
-
-
-def _renamed(body: bytes, asked: str, weights: str) -> bytes:
-    """The request with another model's name, and otherwise as it came wherever that can be told.
-
-    Quotes inside of JSON strings are escaped, so a single `"model": "NAME"` is the one that was read.
-    """
-    named = re.compile(rb'"model"(\s*:\s*)' + re.escape(json.dumps(asked).encode()))
-    found = named.findall(body)
-    if len(found) == 1:
-        return named.sub(lambda match: b'"model"' + match[1] + json.dumps(weights).encode(), body)
-    return json.dumps({**json.loads(body), "model": weights}).encode()
-
-
-def _request(scope: Any, body: bytes, asked: str, upstream: _Upstream) -> Any:
-    headers = _kept(scope["headers"], _REWRITTEN)
-    content = body if asked == upstream.weights else _renamed(body, asked, upstream.weights)
-    query = f"?{scope['query_string'].decode('latin-1')}" if scope["query_string"] else ""
-    return http_module().Request(
-        "POST",
-        f"{upstream.origin}{scope['path']}{query}",
-        headers=headers,
-        content=content,
-        extensions={"timeout": {"connect": _CONNECT}},
-    )
-
-
-def _kept(headers: Any, dropped: set[bytes]) -> list[tuple[bytes, bytes]]:
-    """Headers that go on to the other side."""
-    of_connection = {
-        word.strip().lower() for name, value in headers if name.lower() == b"connection" for word in value.split(b",")
-    }
-    gone = _HOP | of_connection | dropped
-    return [(name.lower(), value) for name, value in headers if name.lower() not in gone]
-
-
-async def _hand_on(response: Any, first: bytes, pieces: Any, send: Send) -> None:
-    headers = _kept(response.headers.raw, set())
-    await send({"type": "http.response.start", "status": response.status_code, "headers": headers})
-    await send({"type": "http.response.body", "body": first, "more_body": True})
-    async for piece in pieces:
-        await send({"type": "http.response.body", "body": piece, "more_body": True})
-    await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
 async def _unless_left(work: Any, receive: Receive) -> None:
@@ -448,4 +354,4 @@ def _own_pages(front: Front) -> Starlette:
     return Starlette(routes=routes, exception_handlers={HTTPException: nowhere})
 
 
-__all__ = ["LARGEST", "Front"]
+__all__ = ["Front"]
