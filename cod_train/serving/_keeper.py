@@ -16,7 +16,7 @@ import time
 
 LOOK = 0.5
 """Seconds between two looks."""
-GRACE = 5.0
+GRACE = 3.0
 """Seconds an orphaned server gets to end by itself."""
 
 

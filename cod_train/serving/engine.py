@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from cod_agent.errors import UsageError
+from cod_train.checkpoint_files import chat_template, speaks
 
 if TYPE_CHECKING:
     from cod_train.checkpoints import Checkpoint
@@ -56,6 +57,7 @@ class Engine:
         Raises:
             UsageError: this engine cannot serve the checkpoint, or is not installed.
         """
+        _check_words(checkpoint)
         if self.kind == "vllm":
             from cod_train.serving.vllm import vllm_launch
 
@@ -77,3 +79,13 @@ class Engine:
             command += ["--length", str(self.max_model_len)]
         # numpy reads its number of threads when it is imported.
         return Launch([*command, *self.extra], {"OMP_NUM_THREADS": threads}, "the embedded engine")
+
+
+def _check_words(checkpoint: Checkpoint) -> None:
+    """A tokenizer and a chat template are there."""
+    folder = speaks(checkpoint.folder, checkpoint.base)
+    chat_template(folder)
+    if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json")):
+        raise UsageError(
+            f"no tokenizer in {folder}: copy tokenizer.json and tokenizer_config.json of the model's base there"
+        )

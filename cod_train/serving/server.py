@@ -141,7 +141,8 @@ class ModelServer:
             status, said = await self._asked("chat/completions", _question(checkpoint.weights), _ADAPTER)
             self._check(checkpoint.weights, status, said)
         except BaseException:
-            await self._adapter("unload", {"lora_name": checkpoint.weights})
+            with contextlib.suppress(ServerFailed):
+                await self._adapter("unload", {"lora_name": checkpoint.weights})
             raise
         self.serves.add(checkpoint.weights)
 

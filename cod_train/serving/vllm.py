@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cod_agent.errors import UsageError
-from cod_train.checkpoint_files import chat_template, needed_json, speaks
+from cod_train.checkpoint_files import needed_json
 from cod_train.serving.engine import Engine, Launch
 
 if TYPE_CHECKING:
@@ -54,7 +54,6 @@ def vllm_launch(checkpoint: Checkpoint, engine: Engine, port: int) -> Launch:
     """
     base, adapter = checkpoint.base or checkpoint.folder, checkpoint.kind == "adapter"
     config = needed_json(base / "config.json")
-    _check_words(checkpoint)
     found = installed(vllm_python(engine.python))
     _check_model(base, config, engine, found)
     dtype = "float32" if engine.dtype == "auto" and found.cpu else engine.dtype
@@ -175,16 +174,6 @@ print("\\n" + json.dumps(told))
 
 
 # ---- whether it can serve this checkpoint ----
-
-
-def _check_words(checkpoint: Checkpoint) -> None:
-    """A tokenizer and a chat template are there."""
-    folder = speaks(checkpoint.folder, checkpoint.base)
-    chat_template(folder)
-    if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json")):
-        raise UsageError(
-            f"no tokenizer in {folder}: copy tokenizer.json and tokenizer_config.json of the model's base there"
-        )
 
 
 def _check_model(folder: Path, config: Mapping[str, Any], engine: Engine, found: Installed) -> None:
