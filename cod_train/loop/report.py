@@ -73,18 +73,18 @@ def sentence(round: Round, stage: str) -> str:
     if stage == "export":
         return f"round {round.number}: {said['weights']} is a candidate ({seconds})"
     if stage == "gate":
-        return f"round {round.number}: {verdict(round)} ({seconds})"
+        return f"round {round.number}: {round.name} {said['why']} ({seconds})"
     return f"round {round.number}: {said['weights']} serves ({seconds})"
 
 
 def verdict(round: Round) -> str:
-    """What became of a round's candidate."""
-    gate, serve = round.stage("gate"), round.stage("serve")
-    if gate is None:
-        return "no verdict yet"
+    """What became of a round's candidate, in a few words; `why` in its note has the figures."""
+    gate, serve = round.noted["gate"], round.stage("serve")
     if serve is not None and serve["taken_back"]:
         return f"taken back: {serve['taken_back']}"
-    return f"{round.name} {'promoted' if gate['promoted'] else 'rejected'}: {gate['why']}"
+    if gate["promoted"]:
+        return "promoted"
+    return f"rejected: {', '.join(f'not {name}' for name in gate['failed']) or gate['why']}"
 
 
 def table(out: Path) -> Table:

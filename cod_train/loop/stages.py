@@ -253,11 +253,15 @@ class Loop:
             else:
                 await self._judge(round, incumbent)
         verdicts = self.registry.verdicts(candidate.name)
-        said = verdicts[-1].said if verdicts else {"positions": [], "overall": {}}
+        if not verdicts:
+            why = next(change.why for change in self.registry.history(candidate.name) if change.after == "rejected")
+            return {"verdict": None, "promoted": False, "why": why, "failed": [], "candidate": None, "incumbent": None}
+        said = verdicts[-1].said
         return {
-            "verdict": verdicts[-1].id if verdicts else None,
-            "promoted": bool(verdicts) and verdicts[-1].promoted,
-            "why": said["why"] if verdicts else self.registry.history(candidate.name)[-1].why,
+            "verdict": verdicts[-1].id,
+            "promoted": verdicts[-1].promoted,
+            "why": said["why"],
+            "failed": [check["name"] for check in said["checks"] if not check["holds"]],
             **{side: _side(said, side) for side in ("candidate", "incumbent")},
         }
 
@@ -314,7 +318,7 @@ class Loop:
         deadline = time.monotonic() + READY
         while True:
             said, promoted = await self.server.status(), self._promoted()
-            if said.get("serving") == promoted.weights:
+            if said.get("serving") == promoted.weights and not said.get("coming"):  # else it is still on trial
                 self.view.serves(promoted.weights, said.get("since") or time.time())
                 return promoted
             if time.monotonic() > deadline:

@@ -52,7 +52,7 @@ class View:
         if self._live is not None:
             self._live.stop()
 
-    def event(self, name: str, told: str, **fields: Any) -> None:
+    def event(self, name: str, told: str, /, **fields: Any) -> None:
         """Something happened.
 
         Args:
