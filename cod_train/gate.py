@@ -160,7 +160,10 @@ def _check_candidate(registry: Registry, candidate: Checkpoint) -> None:
     if candidate.state == "promoted":
         raise UsageError(f"{candidate.name} is promoted already: it is what serves")
     if candidate.state == "retired":
-        raise UsageError(f"{candidate.name} was promoted before and is retired: `cod rollback` returns to it")
+        raise UsageError(
+            f"{candidate.name} was promoted before and is retired: `cod rollback` returns to the one before; to have this one compared "
+            "again, add its folder under another name"
+        )
     rejected = [one for one in registry.all() if one.state == "rejected" and one.digest == candidate.digest]
     if rejected:
         why = registry.history(rejected[0].name)[-1].why

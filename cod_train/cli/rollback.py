@@ -1,0 +1,41 @@
+"""`cod rollback`: what was promoted before serves again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cod_agent.cli import options
+from cod_agent.cli.output import print_json
+from cod_train.cli.promote import RegistryPath
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+
+@app.command("rollback")
+def rollback(
+    why: Annotated[str, typer.Option("--why", help="Kept in the history.")] = "asked for by hand",
+    registry: RegistryPath = Path("registry.db"),
+    as_json: options.Json = False,
+) -> None:
+    """Take the last promotion back: the checkpoint promoted before it is promoted again. Once more goes further back.
+
+    A running `cod serve` switches at once; requests under way are answered by what they were sent to.
+
+    Example: cod rollback --registry registry.db --why "answers got rude"
+    """
+    from cod_train.checkpoints import Registry
+
+    with Registry(registry) as opened:
+        before = opened.promoted()
+        now = opened.rollback(why)
+    left = before.weights if before is not None else ""
+    if as_json:
+        print_json({"promoted": now.json(), "taken_back": left, "why": why})
+        return
+    typer.echo(f"{now.weights} is promoted again; {left} is retired ({why}).")
+
+
+__all__ = ["app", "rollback"]
