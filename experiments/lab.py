@@ -92,7 +92,7 @@ def train(folder: Path, *words: Any) -> Trained:
         RuntimeError: it failed; the message has its last words.
     """
     if not (folder / "done").is_file():
-        _cod(
+        cod(
             folder / "done", "train", "--in-process", "--eval-packs", "0", "--out", folder, ONE_THREAD, *words, "--json"
         )
     return Trained(folder, steps(folder))
@@ -103,7 +103,7 @@ def live(file: Path, world: str, model: str | Path, *words: Any) -> Path:
     done = file.with_suffix(".done")
     if not done.is_file():
         file.parent.mkdir(parents=True, exist_ok=True)
-        _cod(
+        cod(
             done,
             "run",
             world,
@@ -130,7 +130,7 @@ def evaluate(folder: Path, model: str | Path, *words: Any, world: str = "frozen-
     if not (folder / "eval.done").is_file():
         shutil.rmtree(folder, ignore_errors=True)
         seed = () if "--seed" in words else ("--seed", "2")
-        _cod(
+        cod(
             folder / "eval.done",
             "eval",
             world,
@@ -280,15 +280,22 @@ def load(name: str) -> Found:
     return found
 
 
-def _cod(done: Path, *words: Any) -> None:
-    """Run a command; `done` says afterwards how many seconds it took."""
+def cod(done: Path, *words: Any, codes: Sequence[int] = (0,)) -> None:
+    """Run a command; `done` says afterwards how many seconds it took.
+
+    Args:
+        codes: exit codes with which it has done its work.
+
+    Raises:
+        RuntimeError: it failed; the message has its last words.
+    """
     began = time.monotonic()
     command = [sys.executable, "-m", "cod_agent.cli", *map(str, words)]
     ended = subprocess.run(
         command, capture_output=True, text=True, check=False, env={**os.environ, "OMP_NUM_THREADS": "1"}
     )
     said = " ".join(str(word) for word in words)
-    if ended.returncode:
+    if ended.returncode not in codes:
         raise RuntimeError(f"cod {said}: {ended.stderr[-1500:]}")
     seconds = time.monotonic() - began
     done.write_text(f"{seconds:.1f}")
