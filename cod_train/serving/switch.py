@@ -37,7 +37,10 @@ RESTARTS = 5
 """Deaths in a row after which a server is given up."""
 STEADY = 60.0
 """Seconds a server has to live for its death to begin a new row."""
+GRACE, HURRY = 20.0, 2.0
+"""Seconds a server gets to end by itself, and where somebody is impatient."""
 LONGEST_PAUSE = 30.0
+"""Seconds before a server that keeps dying is started again."""
 LONGEST_WAIT = 30
 """Seconds that a client is asked to wait at most before it asks again."""
 
@@ -337,7 +340,7 @@ class Serving:
     async def _stop(self, server: ModelServer) -> None:
         self._forget(server)
         try:
-            await server.stop()
+            await server.stop(HURRY if self._hurried.is_set() else GRACE)
         finally:
             self._tell("stopped", weights=server.weights)
 
