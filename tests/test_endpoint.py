@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import signal
+import socket
 import sqlite3
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -21,7 +22,7 @@ import openai
 from transformers import AutoTokenizer
 
 from cod_agent import CoDAgent, Sampling, Task
-from cod_agent.errors import ModelOverloaded, UnknownName, UsageError
+from cod_agent.errors import ModelOverloaded, ModelRefused, UnknownName, UsageError
 from cod_agent.journal.http import recording_client
 from cod_agent.models.openai import OpenAIModel
 from cod_agent.policies import folder_of
@@ -349,6 +350,27 @@ async def test_it_starts_again_and_says_what_is_wrong() -> None:
         await Endpoint("policy", TOKENIZER, Sampler(str), context_length=9, host="192.0.2.1").start()
     with pytest.raises(UnknownName, match="no tool parser called 'hermess'"):
         Endpoint("policy", TOKENIZER, Sampler(str), context_length=9, tool_parser="hermess")
+
+
+async def test_it_listens_where_it_is_told() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(UsageError, match=f"cannot listen on 127.0.0.1:{port}: .*in use"):
+            async with serving(port=port):
+                pass
+    async with serving(port=port) as (endpoint, _):
+        assert endpoint.base_url == f"http://127.0.0.1:{port}/v1"
+
+
+async def test_a_server_that_refuses_is_a_400_and_not_asked_again() -> None:
+    async def generate(request_id: str, prompt_ids: list[int], sampling_params: dict[str, Any]) -> Drawn:
+        raise ModelRefused("no beams here")
+
+    async with Endpoint("policy", TOKENIZER, generate, context_length=2048) as endpoint:
+        model = OpenAIModel("policy", base_url=endpoint.base_url)
+        with pytest.raises(ModelRefused, match="answered 400: no beams here"):
+            await model.exchange(USER)
+        await model.aclose()
 
 
 async def test_closing_does_not_wait_for_a_server_that_hangs() -> None:

@@ -19,11 +19,8 @@ import numpy as np
 import pytest
 from model_servers import checkpoint, end_within, trains_from
 
-pytestmark = [pytest.mark.vllm, pytest.mark.slow]
-
 pytest.importorskip("transformers")
-if not os.environ.get("COD_VLLM_PYTHON"):
-    pytest.skip("COD_VLLM_PYTHON names no python that has vLLM", allow_module_level=True)
+pytest.importorskip("uvicorn")
 
 from safetensors.numpy import save_file
 
@@ -34,9 +31,14 @@ from cod_agent.policies import folder_of
 from cod_train.serving import Engine
 from cod_train.serving.vllm import installed, vllm_python
 
+pytestmark = [
+    pytest.mark.vllm,
+    pytest.mark.slow,
+    pytest.mark.skipif("not os.environ.get('COD_VLLM_PYTHON')", reason="COD_VLLM_PYTHON names no python that has vLLM"),
+]
 TESTS = Path(__file__).parent
 POLICY = folder_of("embedded-base")
-PYTHON = Path(os.environ["COD_VLLM_PYTHON"])
+PYTHON = Path(os.environ.get("COD_VLLM_PYTHON", ""))
 USER: list[Any] = [{"role": "user", "content": "What is 40 + 2?"}]
 PROGRAM = """
 import asyncio, json, sys

@@ -59,6 +59,7 @@ class ModelServer:
         self.serves: set[str] = {checkpoint.weights}
         """Names that it answers to: its checkpoint's, and those of the adapters loaded since."""
         self._base = checkpoint.base or checkpoint.folder
+        self._code: int | None = None
         self._began = log.stat().st_size if log.is_file() else 0
         keeper = [sys.executable, "-I", "-S", str(_keeper.__file__), str(os.getpid())]
         with log.open("ab") as told:
@@ -103,10 +104,9 @@ class ModelServer:
     @property
     def ended(self) -> int | None:
         """The exit code, if the process is gone; None while it runs."""
-        code = self._process.poll()
-        if code is not None:
+        if self._code is None and self._process.poll() is not None:
             self._kill()  # what it has left behind
-        return code
+        return self._code
 
     async def stop(self, grace: float = 20) -> None:
         """SIGTERM, and SIGKILL for whatever of its process group is there after `grace` seconds."""
@@ -117,13 +117,14 @@ class ModelServer:
             while self.ended is None and time.monotonic() < until:
                 await asyncio.sleep(_LOOK)
         finally:
-            self._kill()
-            self._process.wait()
+            if self._code is None:
+                self._kill()
 
     def _kill(self) -> None:
-        # The group's number is its leader's, and is not given out again while anybody is in the group.
+        """End the whole group, once: later its number, which is its leader's, may be another's."""
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self._process.pid, signal.SIGKILL)
+        self._code = self._process.wait()
 
     # ---- adapters ----
 
