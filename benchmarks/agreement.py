@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -146,7 +147,8 @@ def main() -> None:
         calls, weights = asyncio.run(served(said.serve, folder, said.calls, Path(where)))
     tokens = sum(len(call.sampled) for call in calls)
     found = {name: differences(calls, score) for name, score in scores(folder)}
-    print(json.dumps({"served by": weights, "calls": len(calls), "tokens": tokens, "off": found}, indent=2))
+    said_of_all = {"served by": weights, "calls": len(calls), "tokens": tokens, "off": found}
+    sys.stdout.write(json.dumps(said_of_all, indent=2) + "\n")
 
 
 if __name__ == "__main__":
