@@ -5,27 +5,34 @@ BIN = $(VENV)/bin
 # What training needs. On Linux the default wheel brings CUDA, which the tests do not need: for a CPU build give pip its index, as in
 # make test TORCH="torch==2.13.0 --index-url URL".
 TORCH ?= torch==2.13.0
+# Test files that run at a time. Each stays in one process, for what its tests share; conftest.py says which begin.
+AT_ONCE ?= 2
 
+PYTEST = -m pytest -n $(AT_ONCE) --dist loadfile --no-loadscope-reorder
 EXPERIMENTS = learning ablation records longer contexts
 
-.PHONY: demo test test-fast test-cluster test-openai2 lint format benchmarks results results-fast clean
+.PHONY: demo test test-fast test-cluster test-openai2 test-vllm lint format benchmarks results results-fast clean
 
 demo: $(VENV)/.demo
 	$(BIN)/cod demo
 
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest -m "not cluster and not vllm"
+	$(BIN)/python $(PYTEST) -m "not cluster and not vllm"
 
 test-fast: $(VENV)/.dev
-	$(BIN)/python -m pytest -m "not slow and not cluster and not vllm"
+	$(BIN)/python $(PYTEST) -m "not slow and not cluster and not vllm"
 
 # Rays of several ranks and nodes on this machine, minutes each.
 test-cluster: $(VENV)/.dev
 	$(BIN)/python -m pytest -m cluster
 
-# litellm holds openai below 3; the runtime lives with both.
+# litellm holds openai below 3; the runtime lives with both, and without what training needs.
 test-openai2: $(VENV)-openai2/.dev
-	$(VENV)-openai2/bin/python -m pytest
+	$(VENV)-openai2/bin/python $(PYTEST) -m "not cluster and not vllm"
+
+# Real model servers. vLLM asks for other versions than training does, so that it has an environment of its own.
+test-vllm: $(VENV)/.dev $(VENV)-vllm/.dev
+	COD_VLLM_PYTHON=$(abspath $(VENV)-vllm/bin/python) $(BIN)/python -m pytest -m vllm
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
@@ -71,6 +78,15 @@ $(VENV)-openai2/.dev: pyproject.toml
 	$(PYTHON) -m venv $(VENV)-openai2
 	$(VENV)-openai2/bin/python -m pip install -q --upgrade pip
 	$(VENV)-openai2/bin/python -m pip install -q -e '.[dev,litellm]'
+	touch $@
+
+# vLLM does not start where torchvision and its kin are there in builds for another torch than this.
+$(VENV)-vllm/.dev: constraints/vllm.txt
+	$(PYTHON) -m venv $(VENV)-vllm
+	$(VENV)-vllm/bin/python -m pip install -q --upgrade pip
+	$(VENV)-vllm/bin/python -m pip install -q $(TORCH)
+	$(VENV)-vllm/bin/python -m pip install -q -r constraints/vllm.txt
+	$(VENV)-vllm/bin/python -m pip uninstall -q -y torchvision torchaudio torchcodec triton
 	touch $@
 
 clean:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 import sys
+from functools import cache
 from importlib import import_module
 from types import ModuleType
 from typing import Annotated
@@ -47,11 +48,16 @@ def written(text: str) -> str:
 
     def block(found: re.Match[str]) -> str:
         name, table = found["name"], found["table"]
-        data = lab.load(name)
-        body = about(data["about"]) if table == "about" else experiment(name).tables(data)[table]
+        body = about(lab.load(name)["about"]) if table == "about" else tables(name)[table]
         return f"<!-- {name} {table} -->\n{body}\n<!-- end -->"
 
     return _BLOCK.sub(block, text)
+
+
+@cache
+def tables(name: str) -> dict[str, str]:
+    """All tables of an experiment: a page has several, and resampling takes its time."""
+    return experiment(name).tables(lab.load(name))
 
 
 def about(said: lab.Found) -> str:

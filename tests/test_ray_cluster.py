@@ -17,6 +17,7 @@ pytest.importorskip("verl")
 ROOT = Path(__file__).parent.parent
 
 
+@pytest.mark.cluster
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("bash") is None, reason="the example is a bash script")
 def test_two_nodes_train_together_and_leave_nothing_behind(tmp_path: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import sqlite3
 import subprocess
 import time
@@ -14,6 +13,7 @@ import pytest
 for package in ("torch", "verl", "ray", "transformers"):
     pytest.importorskip(package)
 
+import psutil  # noqa: E402
 from trainings import ROOT, SMALL, command, gradient, only_step, trained  # noqa: E402
 
 from cod_train.progress import evaluations, newest_checkpoint, steps  # noqa: E402
@@ -111,24 +111,11 @@ def test_a_rollout_server_that_dies_ends_the_training_with_a_reason_and_it_goes_
     deadline = time.monotonic() + 240
     while time.monotonic() < deadline and len(steps(out)) < 2 and going.poll() is None:
         time.sleep(0.5)
-    for server in _processes("ray::Server"):
-        os.kill(server, signal.SIGKILL)
+    for process in psutil.Process(going.pid).children(recursive=True):
+        if process.name().startswith("ray::Server"):
+            process.kill()
     _, said = going.communicate(timeout=240)
     assert going.returncode == 1 and "can train" in said and "the rollout server failed" in said
     before = int((out / "latest_checkpointed_iteration.txt").read_text())
     trained(*words, "--out", out, "--steps", before + 1)
     assert steps(out)[-1].number == before + 1
-
-
-def _processes(title: str) -> list[int]:
-    """Those of this test's own Ray, by the title Ray gives its actors."""
-    out = []
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                words = (entry / "cmdline").read_bytes().split(b"\0")[0].decode(errors="replace")
-            except OSError:
-                continue
-            if words.startswith(title):
-                out.append(int(entry.name))
-    return out
