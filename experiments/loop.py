@@ -149,7 +149,7 @@ def _gate(spoilt: lab.Found) -> str:
             ("all", said["overall"]),
         ]
     ]
-    failed = [f"- not {check['name']}: {check['said']}" for check in said["checks"] if not check["holds"]]
+    failed = [f"- failed, {check['name']}: {check['said']}" for check in said["checks"] if not check["holds"]]
     return "\n".join([lab.table(head, rows), "", *failed])
 
 

@@ -23,7 +23,7 @@ from cod_agent.errors import CodError, StoreFull, UnknownName, UsageError
 from cod_train.loop import report
 from cod_train.loop.children import Child, Server
 from cod_train.loop.rounds import STAGES, Round, rounds, write_whole
-from cod_train.loop.settings import FREE, SHIPPED, Settings, settled
+from cod_train.loop.settings import FREE, SHIPPED, Settings, keep, settled
 from cod_train.loop.view import View
 
 ROOT = Path(__file__).parent.parent
@@ -74,9 +74,11 @@ def test_a_config_nobody_knows_is_refused_with_the_nearest() -> None:
 
 def test_a_folder_keeps_its_settings_and_only_the_free_ones_change(tmp_path: Path) -> None:
     first = settled(tmp_path, None, {"rounds": 2, "record.packs": 16})
+    keep(tmp_path, first)
     assert settled(tmp_path, None, {}) == first and first.record.packs == 16
     more = settled(tmp_path, None, {"rounds": 5, "serve.engine": "vllm"})
-    assert more.rounds == 5 and more.serve.engine == "vllm" and settled(tmp_path, None, {}) == more
+    assert more.rounds == 5 and more.serve.engine == "vllm"
+    keep(tmp_path, more)
     with pytest.raises(UsageError, match=r"seed is 0 there and 1 here.*Say the same"):
         settled(tmp_path, None, {"seed": 1})
     with pytest.raises(UsageError, match=r"record\.packs is 16 there and 64 here"):
@@ -182,7 +184,7 @@ def test_table_figure_and_json_tell_rounds_and_verdicts(tmp_path: Path) -> None:
     a_loop(tmp_path)
     out = io.StringIO()
     Console(file=out, width=200).print(report.table(tmp_path))
-    assert "0.45 [0.40, 0.50]" in out.getvalue() and "rejected: not better" in out.getvalue()
+    assert "0.45 [0.40, 0.50]" in out.getvalue() and "rejected; failed: better" in out.getvalue()
     assert "taken back: its log-probabilities differ" in out.getvalue()
     told = report.told(tmp_path)
     assert [one["ended"] for one in told["rounds"]] == [True, True, True, False] and told["serves"] == "round-001@1"
@@ -297,7 +299,7 @@ def test_two_loops_in_a_folder_are_refused(tmp_path: Path) -> None:
 def test_wrong_words_are_refused_before_anything_starts(words: tuple[str, ...], said: str, tmp_path: Path) -> None:
     done = run("--out", tmp_path / "loop", *words, ok=False)
     assert done.returncode == 1 and said in done.stderr
-    assert not (tmp_path / "loop" / "registry.db").exists()
+    assert not (tmp_path / "loop").exists()
 
 
 # ---- whole loops ----
@@ -358,7 +360,7 @@ def killed_in(out: Path, stage: str, *words: Any) -> None:
     going.send_signal(signal.SIGKILL)
     going.wait()
     if Path("/proc/self").exists():
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 60
         while left := left_behind(out):
             assert time.monotonic() < deadline, left
             time.sleep(0.1)

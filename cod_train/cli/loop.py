@@ -91,11 +91,13 @@ def _run(out: Path, settings: Any) -> None:
 async def _going(out: Path, settings: Any, view: Any) -> int:
     """The loop, ended in order by SIGTERM. Returns the exit code."""
     from cod_train.checkpoints import Registry
+    from cod_train.loop.settings import keep
     from cod_train.loop.stages import Loop
     from cod_train.verl_main import alone_in
 
     asked: list[int] = []
     with alone_in(out, "loop"), Registry(out / "registry.db", create=True) as registry:
+        keep(out, settings)
         going = asyncio.create_task(Loop(out, settings, registry, view).go_on())
 
         def end() -> None:

@@ -84,7 +84,7 @@ def verdict(round: Round) -> str:
         return f"taken back: {serve['taken_back']}"
     if gate["promoted"]:
         return "promoted"
-    return f"rejected: {', '.join(f'not {name}' for name in gate['failed']) or gate['why']}"
+    return f"rejected; failed: {', '.join(gate['failed'])}" if gate["failed"] else gate["why"]
 
 
 def table(out: Path) -> Table:

@@ -12,10 +12,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from cod_agent.environments.base import Form
 from cod_agent.errors import UnknownName, UsageError
+from cod_agent.policies import POLICIES
 from cod_train.loop.rounds import write_whole
 
 CONF = Path(__file__).parent.parent / "conf"
@@ -108,6 +109,11 @@ class Settings(Section):
     gate: Gate = Gate()
     serve: Serve = Serve()
 
+    @field_validator("base")
+    @classmethod
+    def _absolute(cls, base: str) -> str:
+        return base if base in POLICIES or not Path(base).is_dir() else str(Path(base).resolve())
+
     @model_validator(mode="after")
     def _whole_steps(self) -> Settings:
         if self.record.packs % self.train.steps:
@@ -168,7 +174,7 @@ def changed(given: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, A
 
 
 def settled(out: Path, config: str | None, changes: Mapping[str, Any]) -> Settings:
-    """The settings of the loop in a folder: as it was begun, or new ones, which are then kept there.
+    """The settings of the loop in a folder: as it was begun, or new ones, which `keep` then keeps there.
 
     Args:
         config: which config was asked for; None: the folder's own, or the default.
@@ -177,8 +183,7 @@ def settled(out: Path, config: str | None, changes: Mapping[str, Any]) -> Settin
     Raises:
         UsageError: the folder was begun otherwise, and what differs is not FREE.
     """
-    note = out / KEPT
-    before = _read(note)
+    before = _read(out / KEPT)
     if before is None:
         settings = Settings.named(config or DEFAULT, changes)
     elif config is None:
@@ -190,10 +195,14 @@ def settled(out: Path, config: str | None, changes: Mapping[str, Any]) -> Settin
             f"{out} is of another loop: {'; '.join(other)}. Say the same to go on, or choose another --out "
             f"({' and '.join(FREE)} may change)"
         )
-    if settings != before:
-        out.mkdir(parents=True, exist_ok=True)
-        write_whole(note, settings.model_dump(mode="json"))
     return settings
+
+
+def keep(out: Path, settings: Settings) -> None:
+    """Note in its folder what a loop is told."""
+    if settings != _read(out / KEPT):
+        out.mkdir(parents=True, exist_ok=True)
+        write_whole(out / KEPT, settings.model_dump(mode="json"))
 
 
 def _read(note: Path) -> Settings | None:
@@ -207,12 +216,11 @@ def _read(note: Path) -> Settings | None:
 
 def _differences(before: Settings, now: Settings) -> list[str]:
     """What differs and may not, as `record.packs is 64 there and 8 here`."""
-    pairs = ((_flat(before), _flat(now)),)
+    there, here = _flat(before), _flat(now)
     return [
-        f"{key} is {there.get(key)} there and {here.get(key)} here"
-        for there, here in pairs
+        f"{key} is {there[key]} there and {here[key]} here"
         for key in there
-        if there.get(key) != here.get(key) and key.split(".")[0] not in FREE
+        if there[key] != here[key] and key.split(".")[0] not in FREE
     ]
 
 

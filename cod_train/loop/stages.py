@@ -176,6 +176,7 @@ class Loop:
 
         if not self.settings.serve.while_training:
             await self.server.stop()
+            self.view.serves("", 0.0)
         await self._alone(round.training)
         child = Child(self._training_words(round), round.folder / "train.log", {"OMP_NUM_THREADS": "1"})
         total = self.settings.train.steps

@@ -110,9 +110,11 @@ class View:
     def _shown(self) -> RenderableType:
         from rich.console import Group
         from rich.progress_bar import ProgressBar
+        from rich.table import Table
         from rich.text import Text
 
         since = time.strftime("%H:%M:%S", time.localtime(self._since))
         serves = f"serves {self._serves} since {since}" if self._serves else "serves nothing yet"
-        bar = ProgressBar(total=self._of or 1, completed=self._done, width=48)
+        bar = Table.grid()
+        bar.add_row(ProgressBar(total=self._of or 1, completed=self._done, width=48))
         return Group(Text(self._heading(), style="bold"), bar, Text(serves), self._curve)
