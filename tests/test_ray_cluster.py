@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -29,15 +30,25 @@ def test_two_nodes_train_together_and_leave_nothing_behind(tmp_path: Path) -> No
     environment.pop("RAY_ADDRESS", None)
     words = ["trainer.total_training_steps=1", "trainer.save_freq=-1", "trainer.logger=[file]"]
     words += ["data.train_batch_size=2", "actor_rollout_ref.rollout.n=8"]
-    ran = subprocess.run(
-        [str(ROOT / "examples" / "ray_cluster" / "two_nodes.sh"), *words],
+    script = str(ROOT / "examples" / "ray_cluster" / "two_nodes.sh")
+    # In a session of its own: what runs out of time takes both nodes with it.
+    pipe, said = subprocess.PIPE, ""
+    ran = subprocess.Popen(
+        [script, *words],
         cwd=tmp_path,
         env=environment,
-        capture_output=True,
+        stdout=pipe,
+        stderr=subprocess.STDOUT,
         text=True,
-        timeout=420,
+        start_new_session=True,
     )
-    assert ran.returncode == 0, ran.stdout[-3000:] + ran.stderr[-3000:]
+    try:
+        said, _ = ran.communicate(timeout=420)
+    finally:
+        if ran.returncode is None:
+            os.killpg(ran.pid, signal.SIGKILL)
+            ran.wait()
+    assert ran.returncode == 0, said[-6000:]
     (told,) = tmp_path.glob("metrics-*.jsonl")
     metrics = json.loads(told.read_text().splitlines()[-1])["data"]
     # 2 packs x 8 rollouts; rows are dealt to 2 ranks x 2 mini-batches x 4 micro-batches.
