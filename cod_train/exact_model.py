@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -56,7 +57,9 @@ def adapted(model: PreTrainedModel, adapter: Path) -> Any:
     except ImportError:
         raise MissingExtra("an adapter", "train") from None
     try:
-        both = PeftModel.from_pretrained(model, str(adapter))
+        with warnings.catch_warnings():  # of what does not fit, which is an error below
+            warnings.simplefilter("ignore")
+            both = PeftModel.from_pretrained(model, str(adapter))
     except (ValueError, OSError, RuntimeError, KeyError, TypeError) as error:
         raise UsageError(f"the adapter in {adapter} does not fit its base: {error}") from None
     odd = tensor_names(weight_files(adapter)[0]) ^ set(get_peft_model_state_dict(both))
