@@ -53,7 +53,8 @@ async def live():
     server = await ModelServer.start(checkpoint(base), engine, folder)
     await server.load_adapter(checkpoint(folder / "adapter", "lora", kind="adapter", base=base, digit="b"))
     said = {"base_url": server.base_url, "weights": server.weights, "pid": server._process.pid}
-    print(json.dumps(said | {"serves": sorted(server.serves)}), flush=True)
+    said |= {"serves": sorted(server.serves), "adapter": str(folder / "adapter")}
+    print(json.dumps(said), flush=True)
     await asyncio.sleep(3600)
 
 asyncio.run(live())
@@ -113,12 +114,15 @@ async def test_it_says_what_transformers_says_of_its_checkpoint(vllm: Any) -> No
     assert found.trouble == "" and found.largest < 1e-3 and found.tokens > 16
 
 
-async def test_an_adapter_answers_under_its_own_name_and_otherwise_than_its_base(vllm: Any) -> None:
+async def test_an_adapter_answers_under_its_own_name_and_as_transformers_has_it(vllm: Any) -> None:
+    from cod_train.probe import compare_served, make_probe
+
     assert vllm.serves == ["lora@bbbbbbbbbbbb", vllm.weights]
-    base, adapted = await asked(vllm, vllm.weights), await asked(vllm, "lora@bbbbbbbbbbbb")
-    assert adapted.weights.startswith("lora@bbbbbbbbbbbb/")
-    assert base.tokens.prompt == adapted.tokens.prompt
-    assert abs(base.tokens.logprobs[0] - adapted.tokens.logprobs[0]) > 0.01
+    assert (await asked(vllm, "lora@bbbbbbbbbbbb")).weights.startswith("lora@bbbbbbbbbbbb/")
+    probe = make_probe(Path(vllm.adapter), POLICY)
+    found = await compare_served(probe, vllm.base_url, "lora@bbbbbbbbbbbb")
+    assert found.trouble == "" and found.largest < 1e-3
+    assert (await compare_served(probe, vllm.base_url, vllm.weights)).trouble != ""
 
 
 async def test_it_answers_to_no_other_name(vllm: Any) -> None:

@@ -58,7 +58,7 @@ class ModelServer:
         self.base_url = f"http://127.0.0.1:{port}/v1"
         self.serves: set[str] = {checkpoint.weights}
         """Names that it answers to: its checkpoint's, and those of the adapters loaded since."""
-        self._base = checkpoint.base or checkpoint.folder
+        self._base = (checkpoint.base or checkpoint.folder).resolve()
         self._code: int | None = None
         self._began = log.stat().st_size if log.is_file() else 0
         keeper = [sys.executable, "-I", "-S", str(_keeper.__file__), str(os.getpid())]
@@ -135,7 +135,7 @@ class ModelServer:
             UsageError: it is no adapter of this server's base.
             ServerFailed: the server refuses it, or does not answer exactly under its name.
         """
-        if checkpoint.kind != "adapter" or checkpoint.base != self._base:
+        if checkpoint.kind != "adapter" or (checkpoint.base or checkpoint.folder).resolve() != self._base:
             raise UsageError(f"{checkpoint.name} is no adapter of {self._base}, which is what this server has loaded")
         await self._adapter("load", {"lora_name": checkpoint.weights, "lora_path": str(checkpoint.folder)})
         try:
