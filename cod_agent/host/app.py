@@ -19,7 +19,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route, Router
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import Receive, Scope, Send
 
 from cod_agent.agent import LIFE
 from cod_agent.host import schema, views
@@ -56,7 +56,7 @@ _NAME = re.compile(schema.NAME)
 _KEY = re.compile(r"[\x21-\x7e]{1,255}")
 
 
-def make_app(service: Service, token: str | None) -> ASGIApp:
+def make_app(service: Service, token: str | None) -> Guard:
     """The ASGI application of an open service.
 
     Args:
@@ -93,7 +93,7 @@ class Guard:
     """Lets in whom it should, and turns every error into an answer."""
 
     def __init__(self, router: Router, service: Service, token: str | None) -> None:
-        self._router, self._settings = router, service.settings
+        self.router, self._settings = router, service.settings
         self._token = token.encode() if token else None
         self._hosts = service.settings.hosts
 
@@ -110,7 +110,7 @@ class Guard:
 
         try:
             self._admit(scope)
-            await self._router(scope, receive, sent)
+            await self.router(scope, receive, sent)
         except Exception as error:
             if not isinstance(error, HTTPException) and status_of(error) == 500:
                 log.exception("%s %s", scope["method"], scope["path"])

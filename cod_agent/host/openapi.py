@@ -16,7 +16,7 @@ from cod_agent.host.errors import LATER
 from cod_agent.host.settings import Settings
 
 WHY = {
-    400: "The body is no JSON, or has numbers beyond 64 bits.",
+    400: "The body is no JSON, or has a number that is not finite.",
     401: "The token is missing, or another one.",
     404: "No such agent, run, position or version.",
     405: "Another method is expected.",
@@ -183,7 +183,7 @@ def _success(operation: Operation, status: int, kind: type[schema.Said] | None) 
     if kind is None and operation.name == "openapi":
         content: dict[str, Any] = {"application/json": {"schema": {"type": "object"}}}
     elif kind is None:
-        content = {"text/event-stream": {"schema": {"type": "string"}}}
+        content = {"text/event-stream": {"schema": _EVENT}}
     else:
         content = {"application/json": {"schema": _ref(kind)}}
     said: dict[str, Any] = {"description": operation.summary, "content": content}
@@ -194,6 +194,13 @@ def _success(operation: Operation, status: int, kind: type[schema.Said] | None) 
         said["headers"] = _LATER_HEADER
     return said
 
+
+_EVENT = {
+    "type": "object",
+    "description": "One event of the stream; `data` is JSON. Only what is recorded has an id.",
+    "properties": {"id": {"type": "string"}, "event": {"type": "string"}, "data": {"type": "string"}},
+    "required": ["event", "data"],
+}
 
 _LATER_HEADER = {"Retry-After": {"schema": {"type": "integer"}, "description": "Seconds to wait."}}
 

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 from pydantic_core import from_json
 
 from cod_agent.host.errors import BadRequest, Invalid
@@ -16,10 +16,11 @@ T = TypeVar("T")
 
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._:@~-]{0,127}$"
 LAST = 2**31 - 1
-_LARGEST = 2**63
 
 Name = Annotated[str, Field(pattern=NAME, description="Letters, digits and . _ : @ ~ -, at most 128.")]
 Position = Annotated[int, Field(ge=0, le=LAST, description="0-based place in the run.")]
+Whole = BeforeValidator(lambda said: int(said) if isinstance(said, float) and said.is_integer() else said)
+"""3.0 is a whole number in JSON."""
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 State = Literal["queued", "open", "solved", "judged", "updated", "closed"]
 
@@ -39,7 +40,7 @@ class NewTask(Asked):
     prompt: str = Field("", description="What the agent is told.")
     data: dict[str, Any] = Field(default_factory=dict, description="What the world needs to set the task up.")
     run: Name = "life"
-    position: Position | None = Field(
+    position: Annotated[Position | None, Whole] = Field(
         None, description="Where the task belongs, for clients that count: asking again gives the same outcome."
     )
     wait: bool = Field(True, description="Answer when it is lived; false answers at once, with a URL to look at.")
@@ -208,14 +209,14 @@ def read(kind: type[A], body: bytes) -> A:
     """The body of a request.
 
     Raises:
-        BadRequest: it is no JSON, or JSON that not everyone reads alike.
+        BadRequest: it is no JSON, or has a number that is not finite.
         Invalid: it is not what was asked for.
     """
     try:
         said = from_json(body, allow_inf_nan=False)
     except ValueError as error:
         raise BadRequest(f"the body is no JSON: {error}") from None
-    _bounded(said)
+    _finite(said)
     return checked(kind.model_validate, said)
 
 
@@ -233,18 +234,16 @@ def checked(validate: Callable[[Any], T], said: Any, where: str = "") -> T:
         raise Invalid(f"{at}: {first['msg']}") from None
 
 
-def _bounded(said: Any) -> None:
-    """Numbers beyond 64 bits mean something else to every reader."""
+def _finite(said: Any) -> None:
+    """JSON has no infinity, but 1e999 reads as one, and could not be given back."""
     if isinstance(said, dict):
         for value in said.values():
-            _bounded(value)
+            _finite(value)
     elif isinstance(said, list):
         for value in said:
-            _bounded(value)
-    elif isinstance(said, int | float) and not (
-        -_LARGEST <= said < _LARGEST or (isinstance(said, float) and math.isfinite(said))
-    ):
-        raise BadRequest("the body has a number beyond 64 bits")
+            _finite(value)
+    elif isinstance(said, float) and not math.isfinite(said):
+        raise BadRequest("the body has a number that is too large")
 
 
 def lived(agent: str, outcome: Outcome) -> Lived:
