@@ -123,7 +123,8 @@ def _updates(candidate: Lived, incumbent: Lived | None) -> Check:
     bound = REFUSED_MOST if incumbent is None else min(REFUSED_MOST, incumbent.refused + REFUSED_MORE)
     updates = candidate.written + candidate.kept
     said = f"{candidate.kept} of {updates} refused ({candidate.refused:.1%}); at most {bound:.1%} may be"
-    return Check("updates parse", candidate.refused <= bound, candidate.refused, bound, said)
+    holds = candidate.kept <= max(1, bound * updates)  # a single one says nothing, however few there are
+    return Check("updates parse", holds, candidate.refused, bound, said)
 
 
 def _exact(candidate: Lived, incumbent: Lived | None) -> Check:

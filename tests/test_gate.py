@@ -43,6 +43,8 @@ from cod_train.serving import Engine, ModelServer  # noqa: E402
 
 WORLD = "frozen-lake:small"
 PACKS = 24
+WIDE = 0.5
+"""A margin for verdicts of few packs: they are about something else."""
 THIRD, END, CLOSES = 491, 3, 503
 """Tokens of the tiny policies: ` Direction 3`, the end of a turn, `</context>`."""
 
@@ -133,6 +135,7 @@ def test_few_packs_cannot_show_that_no_position_is_worse() -> None:
         ({"kept": 20, "written": 280}, ["updates parse"]),  # 6.7 % refused
         ({"kept": 10, "written": 290}, ["updates parse"]),  # 3.3 %, the incumbent none
         ({"kept": 5, "written": 295}, []),
+        ({"kept": 1, "written": 23}, []),  # 4.2 %, and yet only one
         ({"inexact": 1}, ["answers are exact"]),
         ({"calls": 4 * 2048 * 2}, ["calls"]),
         ({"tokens": 20 * 2048 * 2}, ["tokens"]),
@@ -241,7 +244,7 @@ def noise(weights: dict[str, np.ndarray]) -> None:
 
 
 def test_the_better_one_is_promoted_and_the_worse_one_rejected(registry: Registry, tmp_path: Path) -> None:
-    kept = decided(registry, "embedded", tmp_path / "up")
+    kept = decided(registry, "embedded", tmp_path / "up", margin=WIDE)
     assert kept.promoted and (kept.candidate, kept.incumbent) == ("embedded", "embedded-base")
     assert kept.said["overall"]["difference"]["low"] > 0.4
     states = {one.name: one.state for one in registry.all()}
@@ -304,7 +307,7 @@ def test_a_generation_config_does_not_matter(registry: Registry, tmp_path: Path)
     shutil.copytree(folder_of("embedded"), tmp_path / "other")
     (tmp_path / "other" / "generation_config.json").write_text('{"temperature": 9.0, "top_k": 1, "eos_token_id": 3}')
     add(registry, tmp_path / "other", "other")
-    assert decided(registry, "other", tmp_path / "g").promoted
+    assert decided(registry, "other", tmp_path / "g", margin=WIDE).promoted
 
 
 def test_a_gguf_file_of_other_weights_is_found_before_anything_is_lived(registry: Registry, tmp_path: Path) -> None:
@@ -325,9 +328,8 @@ def test_files_that_changed_after_they_were_registered_are_rejected(
 ) -> None:
     shutil.copytree(folder_of("embedded"), tmp_path / "changed")
     add(registry, tmp_path / "changed", "changed")
-    raw = bytearray((tmp_path / "changed" / file).read_bytes())
-    raw[-2:] = b"\xff\x7f"  # of 16-bit weights: no number
-    (tmp_path / "changed" / file).write_bytes(raw)
+    path = tmp_path / "changed" / file
+    path.write_bytes(path.read_bytes()[:-2] + b"  ")
     kept = decided(registry, "changed", tmp_path / "g", packs=8)
     assert not kept.promoted and (
         "changed after" in kept.said["why"] or "not the file that was registered" in kept.said["why"]
@@ -467,15 +469,17 @@ def bare(registry: Registry, tmp_path: Path, policy: str) -> Checkpoint:
     return add(registry, folder, f"bare-{policy}")
 
 
+@pytest.mark.slow
 def test_without_a_gguf_file_model_servers_answer(registry: Registry, tmp_path: Path) -> None:
     bare(registry, tmp_path, "embedded")
-    kept = decided(registry, "bare-embedded", tmp_path / "g", packs=12)
+    kept = decided(registry, "bare-embedded", tmp_path / "g", packs=12, margin=WIDE)
     assert kept.promoted and kept.said["engine"] == "embedded"
     with sqlite3.connect(tmp_path / "g" / "candidate.db") as conn:
         (weights,) = [row[0] for row in conn.execute("SELECT DISTINCT weights FROM calls")]
     assert weights.startswith(registry.get("bare-embedded").weights)
 
 
+@pytest.mark.slow
 def test_a_server_that_was_killed_decides_nothing(
     registry: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -501,7 +505,7 @@ def test_a_server_that_was_killed_decides_nothing(
 @pytest.mark.vllm
 @pytest.mark.slow
 def test_vllm_decides_the_same(registry: Registry, tmp_path: Path) -> None:
-    kept = decided(registry, "embedded", tmp_path / "g", packs=12, engine=Engine("vllm"))
+    kept = decided(registry, "embedded", tmp_path / "g", packs=12, margin=WIDE, engine=Engine("vllm"))
     assert kept.promoted and kept.said["engine"] == "vllm"
     assert not kept.said["played"]["candidate"]["inexact"]
 
@@ -515,7 +519,7 @@ def said(app: Any, *words: object) -> Any:
 
 def test_promote_and_rollback_say_what_happened(registry: Registry, tmp_path: Path) -> None:
     common = ("--registry", registry.path, "--packs", 16, "--out", tmp_path / "gates")
-    up = said(promote_command.app, "embedded", *common)
+    up = said(promote_command.app, "embedded", *common, "--margin", WIDE)
     assert up.exit_code == 0, up.output
     assert "embedded is promoted" in up.output and "holds  better" in up.output and "difference" in up.output
     down = said(promote_command.app, "naive-base", *common, "--json")
@@ -538,6 +542,7 @@ def test_names_nobody_knows_have_a_suggestion(registry: Registry, tmp_path: Path
         assert isinstance(error, UnknownName) and near in str(error)
 
 
+@pytest.mark.slow
 def test_a_gate_that_was_killed_goes_on(registry: Registry, tmp_path: Path) -> None:
     out = tmp_path / "gates" / "embedded-against-embedded-base"
     command = [sys.executable, "-m", "cod_agent.cli", "promote", "embedded", "--registry", str(registry.path)]
