@@ -14,7 +14,6 @@ import asyncio
 import contextlib
 import json
 import os
-import sqlite3
 import subprocess
 import sys
 import tempfile
@@ -27,12 +26,12 @@ from typing import Any
 from cod_agent import CoDAgent
 from cod_agent.environments.frozen_lake import FrozenLake
 from cod_agent.memory import history
+from cod_agent.memory.content import read_tokens
 from cod_agent.memory.readonly import look
 from cod_agent.models.openai import OpenAIModel
 from cod_agent.policies import folder_of
 from cod_train.checkpoints import Registry
 from cod_train.probe import TOLERANCE, load_exactly
-from cod_train.rollouts import read_rollouts
 from cod_train.sequences import Call
 
 BEFORE, AFTER = "embedded-base", "embedded"
@@ -108,10 +107,19 @@ async def load(base_url: str, log: Path, registry: Path, memory: Path, agents: i
         return bool(switched) and count >= max(requests, at_switch + requests / 4)
 
     began = time.time()
-    await asyncio.gather(*(live(number, model, memory, told) for number in range(agents)))
+    lives = (live(number, model, memory, told) for number in range(agents))
+    lost = [error for error in await asyncio.gather(*lives, return_exceptions=True) if isinstance(error, BaseException)]
     ended = time.time()
     await model.aclose()
-    return {"seconds": ended - began, "to_switch": switched - promoted, "promoted": promoted, "switched": switched}
+    for error in lost:  # a request that failed for good ends its life
+        sys.stderr.write(f"{type(error).__name__}: {error}\n")
+    return {
+        "lost": len(lost),
+        "seconds": ended - began,
+        "to_switch": switched - promoted,
+        "promoted": promoted,
+        "switched": switched,
+    }
 
 
 def largest_differences(calls: list[Call], folder: Path) -> list[float]:
@@ -130,8 +138,12 @@ def largest_differences(calls: list[Call], folder: Path) -> list[float]:
 
 def judged(registry: Path, memory: Path) -> dict[str, Any]:
     """Every recorded call, held against the weights that it names."""
-    rollouts, _ = read_rollouts([memory])
-    calls = [call for rollout in rollouts for segment in rollout.segments for call in segment.calls]
+    with look(memory) as conn:
+        rows = conn.execute("SELECT id, weights FROM calls ORDER BY id").fetchall()
+        exact = [(weights, read_tokens(conn, number)) for number, weights in rows]
+        failed = [detail for (detail,) in conn.execute("SELECT detail FROM attempts")]
+        by_life = [{step.weights.partition("@")[0] for step in history.steps(conn, run)} for run in history.find(conn)]
+    calls = [Call(*tokens, weights) for weights, tokens in exact if tokens is not None]
     with Registry(registry) as kept:
         named = {weights: kept.of_weights(weights) for weights in {call.weights for call in calls}}
         folders = {name: kept.get(name).folder for name in (BEFORE, AFTER)}
@@ -143,13 +155,8 @@ def judged(registry: Path, memory: Path) -> dict[str, Any]:
         wrong += own > TOLERANCE
         worst = max(worst, own)
         told_apart += max(values[index] for values in off.values()) > TOLERANCE
-    with contextlib.closing(sqlite3.connect(memory)) as conn:
-        recorded = conn.execute("SELECT count(*) FROM calls").fetchone()[0]
-        failed = [row[0] for row in conn.execute("SELECT detail FROM attempts")]
-    with look(memory) as conn:
-        by_life = [{step.weights.partition("@")[0] for step in history.steps(conn, run)} for run in history.find(conn)]
     return {
-        "recorded": recorded,
+        "recorded": len(rows),
         "compared": len(calls),
         "by_weights": dict(Counter(call.weights for call in calls)),
         "wrong_weights": wrong,
@@ -174,12 +181,10 @@ def measure(engine: str, agents: int, requests: int, folder: Path) -> dict[str, 
             timed["drain"] = events(log, "drained")[0]["time"] - timed["switched"]
     found = judged(registry, memory)
     timed = {key: value for key, value in timed.items() if key not in ("promoted", "switched")}
-    # An agent whose call fails for good raises, and then there is nothing to print: being here, nothing was lost.
     return {
         "engine": engine,
         "agents": agents,
         "sent": found["recorded"] + found["retries"],
-        "lost": 0,
         **found,
         **timed,
     }

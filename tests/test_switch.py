@@ -32,13 +32,13 @@ from cod_agent.environments.frozen_lake import FrozenLake
 from cod_agent.errors import CodError
 from cod_agent.journal.http import http_module
 from cod_agent.memory import history
+from cod_agent.memory.content import read_tokens
 from cod_agent.memory.readonly import look
 from cod_agent.models.openai import EXACT, OpenAIModel
 from cod_agent.policies import folder_of
 from cod_train.checkpoint_files import contents
 from cod_train.checkpoints import Checkpoint, Registry
 from cod_train.probe import Item, Probe, load_exactly
-from cod_train.rollouts import read_rollouts
 from cod_train.sequences import Call
 from cod_train.serving import Engine, ServerFailed
 from cod_train.serving import switch as switch_module
@@ -132,21 +132,30 @@ def adapter_of(folder: Path, base: Path, seed: int) -> Path:
     return folder
 
 
-@pytest.fixture
-def registry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Registry]:
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Three checkpoints whose servers are scripted; the first is promoted."""
+    folder = tmp_path_factory.mktemp("kept")
+    with Registry(folder / "registry.db", create=True) as made:
+        for name in (BLUE, GREEN, THIRD):
+            shutil.copytree(folder_of(name), folder / name)
+            probe_of(folder / name, name)
+            made.add(folder / name, name=name)
+        made.promote(BLUE, "first")
+    return folder
+
+
+@pytest.fixture
+def registry(kept: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Registry]:
+    """A copy of them, in the test's own folder."""
     monkeypatch.setattr(switch_module, "ModelServer", Scripted)
     monkeypatch.setattr(switch_module, "LOOK", 0.01)
     monkeypatch.setattr(switch_module, "POLL", 0.02)
     monkeypatch.setattr(Scripted, "trouble", {})
     monkeypatch.setattr(Scripted, "started", [])
-    with Registry(tmp_path / "registry.db", create=True) as kept:
-        for name in (BLUE, GREEN, THIRD):
-            shutil.copytree(folder_of(name), tmp_path / name)
-            probe_of(tmp_path / name, name)
-            kept.add(tmp_path / name, name=name)
-        kept.promote(BLUE, "first")
-        yield kept
+    shutil.copytree(kept, tmp_path, dirs_exist_ok=True)
+    with Registry(tmp_path / "registry.db") as found:
+        yield found
 
 
 class Running:
@@ -188,7 +197,7 @@ async def serving(
     await front.start()
     events = Events(folder / "log", lambda line: None)
     found = Serving(
-        source, engine or Engine("embedded"), front, events, log_folder=folder / "log", ready_timeout=5, drain=drain
+        source, engine or Engine("embedded"), front, events, log_folder=folder / "log", ready_timeout=1, drain=drain
     )
     running = Running(found, front, asyncio.create_task(found.run()), events.path)
     try:
@@ -517,8 +526,9 @@ async def test_lives_go_through_a_switch_and_name_both_weights(made: Path, tmp_p
         command.close()
     with Registry(folder / "registry.db") as kept:
         both = {f"{kept.get(name).weights}/cod-embedded-{__version__}": kept.get(name).folder for name in (BLUE, GREEN)}
-    rollouts, _ = read_rollouts([memory])
-    calls = [call for rollout in rollouts for segment in rollout.segments for call in segment.calls]
+    with look(memory) as conn:
+        rows = conn.execute("SELECT id, weights FROM calls ORDER BY id").fetchall()
+        calls = [Call(*(read_tokens(conn, number) or ([], [], [])), weights) for number, weights in rows]
     assert {call.weights for call in calls} == set(both) and len(calls) > sum(tasks)
     for weights, at in both.items():
         assert off_by(at, [call for call in calls if call.weights == weights]) < 0.02
