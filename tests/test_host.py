@@ -207,7 +207,7 @@ async def test_asking_again_gives_the_same_outcome(tmp_path: Path, server: Scrip
         second = await host.submit(prompt="two", headers=key)
         assert second["position"] == 1 and await host.submit(prompt="two", headers=key) == second
         await host.submit(prompt="three", headers=key, status=409)
-        await host.submit(prompt="two", position=0, headers=key, status=422)
+        await host.submit(prompt="two", position=0, headers=key, status=409)
         assert (await host.submit(prompt="two"))["position"] == 2, "without either it is a new task"
     assert server.count == 3
 

@@ -12,7 +12,6 @@ import time
 from dataclasses import dataclass
 
 from cod_agent.errors import TaskMismatch, UsageError
-from cod_agent.host.errors import Invalid
 from cod_agent.memory import lease
 from cod_agent.tasks import Feedback, Task
 
@@ -69,8 +68,7 @@ def accept(
 
     Raises:
         UsageError: the position is further than the next one, or the run belongs to another world.
-        TaskMismatch: another task stands there.
-        Invalid: the key meant another position.
+        TaskMismatch: another task stands there, or the key meant another position.
         RunLeased: another process lives the run.
     """
     known = conn.execute("SELECT id, environment FROM runs WHERE agent = ? AND name = ?", (agent, run)).fetchone()
@@ -110,7 +108,7 @@ def _meant(conn: sqlite3.Connection, where: tuple[str, str], key: str, position:
     if row is None:
         return None
     if position is not None and position != row[0]:
-        raise Invalid(
+        raise TaskMismatch(
             f"this Idempotency-Key meant position {row[0]} before, not {position}: a task has a key of its own"
         )
     return int(row[0])

@@ -14,7 +14,7 @@ from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from cod_agent.errors import CodError
+from cod_agent.errors import CodError, UsageError
 from cod_agent.host.errors import Draining
 from cod_agent.tasks import Feedback, Outcome, Task
 
@@ -158,7 +158,9 @@ class Line:
 
     def _failed(self, job: Job, error: Exception) -> None:
         where = f"{self.agent} {self.run}/{job.position}"
-        if isinstance(error, CodError):
+        if isinstance(error, UsageError) and not job.recorded:  # the client's mistake, who hears of it
+            log.debug("%s: %s", where, error)
+        elif isinstance(error, CodError):
             log.warning("%s: %s: %s", where, type(error).__name__, error)
         else:
             log.error("%s: %s: %s", where, type(error).__name__, error, exc_info=error)
