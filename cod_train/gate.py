@@ -166,7 +166,7 @@ def _check_candidate(registry: Registry, candidate: Checkpoint) -> None:
         )
     rejected = [one for one in registry.all() if one.state == "rejected" and one.digest == candidate.digest]
     if rejected:
-        why = registry.history(rejected[0].name)[-1].why
+        why = registry.history(rejected[0].name)[-1].why.removeprefix("rejected, ")
         raise UsageError(
             f"the weights of {candidate.name} were rejected{'' if rejected[0].name == candidate.name else ' as ' + rejected[0].name} "
             f"({why}): asking until the dice fall well would promote by luck; train another checkpoint"
