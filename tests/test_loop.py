@@ -336,8 +336,8 @@ def events(out: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in file.read_text().splitlines() if line.endswith("}")] if file.is_file() else []
 
 
-def left_behind(out: Path) -> list[str]:
-    """Processes that know the folder, a loop's children and theirs."""
+def left_behind(out: Path) -> list[tuple[int, str]]:
+    """Processes that know the folder, a loop's children and theirs: their ids and commands."""
     found = []
     for process in Path("/proc").glob("[0-9]*"):
         try:
@@ -345,7 +345,7 @@ def left_behind(out: Path) -> list[str]:
         except OSError:  # it has just ended
             continue
         if str(out) in said and int(process.name) != os.getpid():
-            found.append(said)
+            found.append((int(process.name), said))
     return found
 
 
@@ -401,7 +401,8 @@ def test_a_loop_killed_in_every_stage_does_nothing_twice(killed: Path) -> None:
     with Registry(killed / "registry.db") as registry:
         assert [one.name for one in registry.all()] == ["embedded-base", "round-001"]
         (verdict,) = registry.verdicts()
-        assert verdict.said["seed"] == 1 and verdict.candidate == "round-001" and verdict.incumbent == "embedded-base"
+        assert (verdict.candidate, verdict.incumbent) == ("round-001", "embedded-base")
+        assert registry.fresh_seed() == verdict.said["seed"] + 1  # killed in the gate, it went on with the same packs
         acts = [(change.checkpoint, change.after) for change in registry.history("round-001")]
         assert acts == [("round-001", "candidate"), ("round-001", "promoted" if verdict.promoted else "rejected")]
         assert {run.file for run in registry.training_runs("round-001")} == {
@@ -456,18 +457,38 @@ def test_a_training_that_fails_ends_the_loop_with_its_last_words(killed: Path, t
 
 
 @pytest.mark.slow
-def test_sigterm_ends_the_loop_in_order(killed: Path) -> None:
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="finds the model server in /proc")
+def test_agents_outlive_their_model_server_and_sigterm_ends_the_loop_in_order(killed: Path) -> None:
     going = subprocess.Popen(
         command("--out", killed, "--rounds", 2),
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         stderr=subprocess.PIPE,
         text=True,
     )
-    deadline = time.monotonic() + 300
-    while not any(event["event"] == "record_began" and event["round"] == 2 for event in events(killed)):
-        assert going.poll() is None and time.monotonic() < deadline
-        time.sleep(0.05)
+
+    def wait_for(event: str) -> None:
+        deadline = time.monotonic() + 300
+        while not any(one["event"] == event and one.get("round") == 2 for one in events(killed)):
+            assert going.poll() is None and time.monotonic() < deadline, f"never came to {event}"
+            time.sleep(0.02)
+
+    wait_for("record_began")
+    time.sleep(0.2)
+    (server,) = [
+        process
+        for process, said in left_behind(killed)
+        if "-m cod_train.serving.embedded" in said and "_keeper" not in said
+    ]
+    os.kill(server, signal.SIGKILL)
+    wait_for("train_began")
     going.terminate()
-    _, said = going.communicate(timeout=60)
+    _, said = going.communicate(timeout=120)
     assert going.returncode == 143 and f"Go on with: cod loop --out {killed}" in said
     assert not left_behind(killed)
+    assert any(
+        json.loads(line)["event"] == "died" for line in (killed / "serve" / "serve.jsonl").read_text().splitlines()
+    )
+    for agent in range(2):
+        assert rows(
+            rounds(killed)[1].database(agent), "SELECT count(*) FROM tasks WHERE state IN ('updated', 'closed')"
+        ) == [(8,)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -54,8 +55,12 @@ def loop(
 
 
 def _check(settings: Any) -> None:
-    """Raises: UnknownName, UsageError, before anything is started."""
+    """Raises: UnknownName, UsageError, MissingExtra, before anything is started."""
     make_world(settings.world)
+    if find_spec("verl") is None:
+        raise MissingExtra("training", "train")
+    if settings.gate.engine == "embedded" and settings.base in POLICIES and find_spec("xllamacpp") is None:
+        raise MissingExtra("the gate's embedded engine", "local")
     if settings.base not in POLICIES and not (Path(settings.base) / "config.json").is_file():
         if Path(settings.base).is_dir() or "/" in settings.base:
             raise UsageError(f"{settings.base} has no config.json: give --base the folder of a Hugging Face model")
