@@ -32,7 +32,7 @@ from cod_agent.models.gguf import fingerprint
 from cod_train.checkpoint_files import Contents, check_like, check_servable, contents
 from cod_train.checkpoint_records import DIGITS, Change, Checkpoint, KeptVerdict, State, standing_promotions, weights_of
 from cod_train.lineage import TrainingRun, code_version, default_name, read_runs, trained_where
-from cod_train.probe import Probe, probe_of
+from cod_train.probe import FILE, Probe, probe_of
 from cod_train.registry_file import RegistryFile
 from cod_train.registry_schema import NEXT
 
@@ -128,9 +128,9 @@ class Registry(RegistryFile):
         ]
 
     def files(self, name: str) -> dict[str, str]:
-        """SHA-256 of each served file of a checkpoint, by name, as it was when it was added."""
-        rows = self.rows("SELECT files FROM checkpoints WHERE name = ?", self.get(name).name)
-        return dict(json.loads(rows[0]["files"]))
+        """SHA-256 of each served file of a checkpoint and of its probe, by name, as it was when it was added."""
+        (row,) = self.rows("SELECT files, probe FROM checkpoints WHERE name = ?", self.get(name).name)
+        return {**json.loads(row["files"]), FILE: row["probe"]}
 
     # ---- adding one ----
 

@@ -399,5 +399,7 @@ def test_a_file_that_was_changed_since_is_found(tmp_path: Path):
     at = ["--registry", str(tmp_path / "registry.db")]
     invoke("add", copied("embedded", tmp_path / "one"), *at)
     (tmp_path / "one" / "generation_config.json").write_text("{}")
+    probe = tmp_path / "one" / "probe.json"
+    probe.write_text(probe.read_text().replace("Hello", "Hullo"))
     result = CliRunner().invoke(app, ["show", "one", "--check", *at])
-    assert result.exit_code == 1 and "changed files: generation_config.json" in result.stdout
+    assert result.exit_code == 1 and "changed files: generation_config.json, probe.json" in result.stdout

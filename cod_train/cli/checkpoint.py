@@ -234,11 +234,14 @@ def _command(*words: Any, registry: Path) -> str:
 
 
 def _changed_files(registry: Registry, found: Checkpoint) -> list[str]:
+    from cod_agent.memory.hashing import text_hash
     from cod_train.checkpoint_files import contents
+    from cod_train.probe import FILE, Probe
 
     kept = registry.files(found.name)
     try:
         now = contents(found.folder).files
+        now[FILE] = text_hash(Probe.load(found.folder).text())
     except UsageError as error:
         return [str(error)]
     return sorted(name for name in kept.keys() | now.keys() if kept.get(name) != now.get(name))
