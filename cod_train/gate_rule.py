@@ -17,6 +17,7 @@ from cod_train.gate_lives import Lived
 MARGIN = 0.1
 """Reward that a position may lose, as far as the packs can tell."""
 REFUSED_MORE, REFUSED_MOST = 0.02, 0.05
+"""Share of updates refused: so much more than the incumbent, and so many in all (an incumbent that has more may keep them)."""
 COST = 1.5
 """Times the calls and the tokens that a task takes with the incumbent."""
 
@@ -120,7 +121,9 @@ def _no_position_worse(paired: Rewards, margin: float) -> Check:
 
 
 def _updates(candidate: Lived, incumbent: Lived | None) -> Check:
-    bound = REFUSED_MOST if incumbent is None else min(REFUSED_MOST, incumbent.refused + REFUSED_MORE)
+    bound = REFUSED_MOST
+    if incumbent is not None:
+        bound = min(max(REFUSED_MOST, incumbent.refused), incumbent.refused + REFUSED_MORE)
     updates = candidate.written + candidate.kept
     said = f"{candidate.kept} of {updates} refused ({candidate.refused:.1%}); at most {bound:.1%} may be"
     holds = candidate.kept <= max(1, bound * updates)  # a single one says nothing, however few there are
