@@ -437,17 +437,20 @@ def test_sigterm_lets_tasks_under_way_finish(tmp_path: Path, server: ScriptedSer
         assert host.eventually(1, "solved")["outcome"]["answer"] == "late"
 
 
-def test_what_takes_longer_than_the_drain_goes_on_at_the_next_start(tmp_path: Path, server: ScriptedServer) -> None:
+async def test_what_takes_longer_than_the_drain_goes_on_at_the_next_start(
+    tmp_path: Path, server: ScriptedServer
+) -> None:
     answered = threading.Event()
     server.reply = lambda request, n: str(answered.wait(30))
-    with hosting(tmp_path, server.url, "--drain", "0.2") as host:
-        host.submit(status=202, wait=False)
-        host.eventually(0, "open")
-        assert host.stop() == 0 and not answered.is_set(), "it does not wait for the model"
-        answered.set()
+    async with near(tmp_path, server.url) as host:
+        await host.submit(status=202, wait=False)
+        await host.eventually(0, "open")
+        assert await host.service.drain(0.05) == 1, "it does not wait for the model"
+        await host.submit(status=503)
+    answered.set()
     server.reply = reply
-    with hosting(tmp_path, server.url) as host:
-        assert host.eventually(0, "solved")["outcome"]["answer"] == "an answer"
+    async with near(tmp_path, server.url) as host:
+        assert (await host.eventually(0, "solved"))["outcome"]["answer"] == "an answer"
 
 
 def test_kill_9_loses_nothing_that_was_accepted_and_repeats_nothing(tmp_path: Path, server: ScriptedServer) -> None:
