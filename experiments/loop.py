@@ -177,6 +177,7 @@ def draw(found: lab.Found, path: Path) -> None:
             ]
             label = f"seed {run['seed']}, {run['engine']}"
             axes.errorbar(range(len(means)), means, yerr=error, color=color, marker="o", capsize=2, label=label)
+        axes.set_xticks(range(found["rounds"] + 1))
         finish(axes, title, "round", "mean reward on held-out packs")
     keep(made, path)
 

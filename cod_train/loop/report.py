@@ -148,19 +148,13 @@ def draw(out: Path, title: str) -> Path:
         color = colormaps["viridis"](0.85 - 0.75 * position / max(1, positions - 1))
         found = [one["positions"][position] for one in curve]
         means = [point["mean"] for point in found]
-        axes.plot(at, means, color=color, linewidth=2.0, marker="o", markersize=5)
+        axes.plot(at, means, color=color, linewidth=2.0, marker="o", markersize=5, label=f"task {position + 1}")
         low, high = [point["low"] for point in found], [point["high"] for point in found]
         axes.fill_between(at, low, high, color=color, alpha=0.15, linewidth=0)
-        axes.annotate(
-            f"task {position + 1}",
-            (at[-1], means[-1]),
-            xytext=(8, 0),
-            textcoords="offset points",
-            va="center",
-            color=color,
-        )
     lost = [round.number for round in rounds(out) if round.ended and round.noted["serve"]["name"] != round.name]
     axes.plot(lost, [0.02] * len(lost), "x", color="#b23b3b")
+    if positions:
+        axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False, fontsize=9)
     axes.set_ylim(0, 1.03)
     axes.set_xticks(at)
     axes.set_xlabel("round", size=10)
