@@ -156,8 +156,7 @@ class Service:
                     line.remove(job)
                     job.attempt.set_result(await self._outcome(agent, run, position))
         finally:
-            if line is not None:
-                self._lines.setdefault((agent, run), line)
+            if line is not None and self._lines.get((agent, run)) is line:
                 line.start()
         return given_up
 
