@@ -1,10 +1,12 @@
 """What a round does, stage after stage; each can be done again from what lies in its folder, and then does nothing twice.
 
-record   agents live new packs of the train split at the served address; the run databases go on where they were
-train    `cod train` from these databases and the incumbent's weights; it goes on from its checkpoints
-export   the candidate as a Hugging Face folder, renamed when it is whole, and its entry in registry.db
-gate     candidate and incumbent on held-out packs; verdict and promotion are one transaction
-serve    `cod serve` has seen the verdict: it serves the promoted weights, or has taken the promotion back
+    record   agents live new packs of the train split at the served address; the run databases go on where they were
+    train    `cod train` from these databases and the incumbent's weights; it goes on from its checkpoints
+    export   the candidate as a Hugging Face folder, renamed when it is whole, and its entry in registry.db
+    gate     candidate and incumbent on held-out packs; verdict and promotion are one transaction
+    serve    `cod serve` has seen the verdict: it serves the promoted weights, or has taken the promotion back
+
+What a stage brought is noted at its end (`rounds`); `Loop` does what is not noted.
 """
 
 from __future__ import annotations
