@@ -100,14 +100,14 @@ def table(out: Path) -> Table:
         caption_justify="left",
     )
     made.add_column("after", justify="right")
-    made.add_column("serves", no_wrap=True)
+    made.add_column("serves")
     for position in range(max((len(one["positions"]) for one in curve), default=0)):
-        made.add_column(f"task {position + 1}", no_wrap=True)
-    made.add_column("all", no_wrap=True)
+        made.add_column(f"task {position + 1}")
+    made.add_column("all")
     made.add_column("verdict", overflow="fold")
     done = rounds(out)
     for one in curve:
-        cells = [_spelt(point) for point in (*one["positions"], one["overall"])]
+        cells = [_spelt(point).replace(" [", "\n[") for point in (*one["positions"], one["overall"])]
         made.add_row(
             str(one["after"]), one["name"], *cells, verdict(done[one["after"] - 1]) if one["after"] else "the base"
         )
