@@ -17,8 +17,10 @@ from typing import Any, Literal
 
 import numpy as np
 
+from cod_agent.environments.base import Form
 from cod_agent.errors import UsageError
 from cod_agent.memory.hashing import text_hash, value_hash
+from cod_agent.policies import POLICIES, folder_of
 
 Kind = Literal["full", "adapter"]
 
@@ -161,6 +163,18 @@ def check_like(child: Path, base: Path | None, parent: Path, parents_base: Path 
             f"the tokenizer of {ours} ({', '.join(_differing(ours, theirs))}) is not that of its parent ({theirs}): the same "
             "text would be other tokens; copy the parent's"
         )
+
+
+def form_of(folder: Path, base: Path | None = None) -> Form:
+    """How worlds talk to it: in the compact form if its chat template is the shipped policies', which speak no other.
+
+    Args:
+        base: of an adapter; `folder` is then a PEFT folder.
+
+    Raises:
+        UsageError: it has no chat template.
+    """
+    return "compact" if chat_template(speaks(folder, base)) == chat_template(folder_of(POLICIES[0])) else "natural"
 
 
 def chat_template(folder: Path) -> str:

@@ -105,7 +105,8 @@ class Endpoint:
             def capture_signals(self) -> AbstractContextManager[None]:  # type: ignore[override]
                 return nullcontext()  # Ctrl-C belongs to the program around
 
-        listening = socket.socket()
+        # Named, or asyncio leaves Nagle's algorithm on, and every answer waits 40 ms for an acknowledgement.
+        listening = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
         try:
             # A port whose last connections are still closing may be taken again.
             listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

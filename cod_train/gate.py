@@ -30,8 +30,8 @@ from cod_agent.environments import make_world
 from cod_agent.environments.base import Form
 from cod_agent.errors import UsageError
 from cod_agent.evaluation import Plan, Watch
-from cod_train.checkpoint_files import check_like
-from cod_train.gate_lives import Lived, Undecided, Unfit, form_of, in_process, live, longest_answer
+from cod_train.checkpoint_files import check_like, form_of
+from cod_train.gate_lives import Lived, Undecided, Unfit, in_process, live, longest_answer
 from cod_train.gate_rule import MARGIN, Check, Verdict, checks, unfit, why
 
 if TYPE_CHECKING:
@@ -84,7 +84,8 @@ async def compare(
 
     engine = engine or Engine("embedded")
     _check_asked(candidate, incumbent, world, packs, margin)
-    form = form or form_of(incumbent or candidate)
+    spoken = incumbent or candidate
+    form = form or form_of(spoken.folder, spoken.base)
     longest = max_tokens or longest_answer(form)
     plan = Plan(world, "", packs, pack_size, seed, form=form, max_tokens=longest, concurrency=CONCURRENCY).check()
     played = None if in_process(engine, candidate, incumbent) else engine

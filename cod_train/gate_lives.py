@@ -24,9 +24,8 @@ from cod_agent.evaluation.statistics import Rewards
 from cod_agent.memory import Memory
 from cod_agent.memory.readonly import look
 from cod_agent.models import LONGEST_POLICY_ANSWER
-from cod_agent.models.gguf import fingerprint, read_metadata
-from cod_agent.policies import POLICIES, folder_of
-from cod_train.checkpoint_files import chat_template, contents, needed_json, speaks
+from cod_agent.models.gguf import fingerprint
+from cod_train.checkpoint_files import contents, needed_json
 from cod_train.probe import TOLERANCE, TOLERANCE_16BIT, Comparison, Probe, compare_file, compare_served
 
 if TYPE_CHECKING:
@@ -80,14 +79,6 @@ class Lived:
 def in_process(engine: Engine, *checkpoints: Checkpoint | None) -> bool:
     """Whether they are played in this process: all of them, or none, so that both sides of a verdict are played alike."""
     return engine.kind == "embedded" and all(one is None or one.gguf is not None for one in checkpoints)
-
-
-def form_of(checkpoint: Checkpoint) -> Form:
-    """How worlds talk to a checkpoint: the compact form if it descends from the shipped policies."""
-    if checkpoint.gguf is not None:
-        return "compact" if read_metadata(checkpoint.gguf).get("cod.form") == "compact" else "natural"
-    template = chat_template(speaks(checkpoint.folder, checkpoint.base))
-    return "compact" if template == chat_template(folder_of(POLICIES[0])) else "natural"
 
 
 def longest_answer(form: Form) -> int | None:
@@ -262,4 +253,4 @@ def _recorded(database: Path, agent: str, names: tuple[str, ...]) -> tuple[int, 
     return sum(row[1] or 0 for row in found), sum(row[2] for row in found)
 
 
-__all__ = ["Lived", "Undecided", "Unfit", "form_of", "in_process", "live", "longest_answer"]
+__all__ = ["Lived", "Undecided", "Unfit", "in_process", "live", "longest_answer"]

@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from cod_agent.environments.base import Form
 from cod_agent.errors import MissingExtra, UsageError
-from cod_agent.policies import POLICIES, folder_of
-from cod_train.checkpoint_files import chat_template, needed_json, weight_files
+from cod_train.checkpoint_files import chat_template, form_of, needed_json, weight_files
 
 if TYPE_CHECKING:
     import gguf
@@ -85,7 +85,7 @@ def write_gguf(folder: Path, out: Path, name: str | None = None) -> None:
     config = needed_json(folder / "config.json")
     writer = gguf.GGUFWriter(out, "llama")
     try:
-        _describe_model(writer, config, name or folder.resolve().name, _form(folder))
+        _describe_model(writer, config, name or folder.resolve().name, form_of(folder))
         _describe_tokens(writer, config, needed_json(folder / "tokenizer.json"), chat_template(folder))
         _add_tensors(writer, config, folder)
         writer.write_header_to_file()
@@ -116,14 +116,14 @@ def _add_tensors(writer: gguf.GGUFWriter, config: dict[str, Any], folder: Path) 
             writer.add_tensor(_TOP.get(key, short), tensor)
 
 
-def _describe_model(writer: gguf.GGUFWriter, config: dict[str, Any], name: str, form: str | None) -> None:
+def _describe_model(writer: gguf.GGUFWriter, config: dict[str, Any], name: str, form: Form) -> None:
     import gguf
 
     size = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
     theta = (config.get("rope_parameters") or {}).get("rope_theta") or config.get("rope_theta", 10000.0)
     writer.add_name(name)
-    if form is not None:
-        writer.add_string("cod.form", form)
+    if form == "compact":
+        writer.add_string("cod.form", form)  # the runtime looks here
     writer.add_file_type(gguf.LlamaFileType.ALL_F32)
     writer.add_context_length(config["max_position_embeddings"])
     writer.add_embedding_length(config["hidden_size"])
@@ -164,12 +164,6 @@ def _describe_tokens(writer: gguf.GGUFWriter, config: dict[str, Any], tokenizer:
     if isinstance(config.get("pad_token_id"), int):
         writer.add_pad_token_id(config["pad_token_id"])
     writer.add_chat_template(template)
-
-
-def _form(folder: Path) -> str | None:
-    """How worlds have to talk to it, where that is known: those that speak the shipped policies' template speak their form, too. The
-    runtime looks here."""
-    return "compact" if chat_template(folder) == chat_template(folder_of(POLICIES[0])) else None
 
 
 def _key_heads(config: dict[str, Any]) -> int:

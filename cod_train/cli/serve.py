@@ -219,7 +219,9 @@ def _listen(serving: Serving, parent_pipe: bool) -> list[int]:
 
 def _tell(checkpoint: Checkpoint, front: Front, log: Path, as_json: bool) -> None:
     """Where it serves, and what to paste."""
-    form = _form(checkpoint)
+    from cod_train.checkpoint_files import form_of
+
+    form = form_of(checkpoint.folder, checkpoint.base)
     model = f'OpenAIModel("{front.alias}", base_url="{front.local_url}", exact=True, form="{form}")'
     command = command_line(
         *("cod", "run", "frozen-lake:small", "--model", f"openai:{front.alias}", "--base-url", front.local_url),
@@ -234,11 +236,3 @@ def _tell(checkpoint: Checkpoint, front: Front, log: Path, as_json: bool) -> Non
         typer.echo(f'agent = CoDAgent("me", model={model}, memory="me.db")\n')
         typer.echo(command)
     sys.stdout.flush()
-
-
-def _form(checkpoint: Checkpoint) -> str:
-    """The compact form for what speaks as the shipped policies do."""
-    from cod_agent.memory.hashing import text_hash
-    from cod_train.checkpoint_files import chat_template
-
-    return "compact" if checkpoint.template == text_hash(chat_template(folder_of(POLICIES[0]))) else "natural"

@@ -124,12 +124,14 @@ def _check_names(base: str, world: str | None) -> None:
 
 
 def _form(base: str) -> str:
-    """The compact form for the shipped policies and what descends from them."""
-    if base in POLICIES:
-        return "compact"
-    template = Path(base) / "chat_template.jinja"
-    shipped = folder_of(POLICIES[0]) / "chat_template.jinja"
-    return "compact" if template.is_file() and template.read_bytes() == shipped.read_bytes() else "natural"
+    """What the base speaks, as far as its folder says."""
+    from cod_train.checkpoint_files import form_of
+
+    folder = folder_of(base) if base in POLICIES else Path(base)
+    try:
+        return form_of(folder)
+    except UsageError:  # the training says itself that the tokenizer has no template; one of a hub is not here yet
+        return "natural"
 
 
 def _begin(out: Path, words: list[str]) -> None:
