@@ -29,18 +29,19 @@ REJECTED = 3
 
 def main(
     out: Annotated[Path, typer.Option(help="Where the loops' folders go.")] = Path("runs/loop"),
-    seeds: Annotated[int, typer.Option()] = 3,
+    seeds: Annotated[int, typer.Option(help="Served with the embedded engine.")] = 2,
     rounds: Annotated[int, typer.Option()] = 6,
     packs: Annotated[int, typer.Option(help="Held-out packs of each verdict on the spoilt candidate.")] = 512,
-    vllm: Annotated[bool, typer.Option(help="Serve the last seed with vLLM.")] = True,
+    vllm_rounds: Annotated[int, typer.Option(help="Of one seed more, served with vLLM; 0: none.")] = 3,
     fast: Annotated[bool, typer.Option("--fast", help="One seed, 2 rounds, the embedded engine.")] = False,
 ) -> None:
-    """Example: python experiments/loop.py --seeds 3 --rounds 6"""
+    """Example: python experiments/loop.py --seeds 2 --rounds 6 --vllm-rounds 3"""
     name = NAME
     if fast:
-        name, out, seeds, rounds, packs, vllm = f"{NAME}{lab.FAST}", out.with_name("loop-fast"), 1, 2, 128, False
-    engines = ["vllm" if vllm and seed == seeds - 1 else "embedded" for seed in range(seeds)]
-    runs = [partial(_loop, out / f"seed-{seed}", seed, rounds, engine) for seed, engine in enumerate(engines)]
+        name, out, seeds, rounds, packs, vllm_rounds = f"{NAME}{lab.FAST}", out.with_name("loop-fast"), 1, 2, 128, 0
+    runs = [partial(_loop, out / f"seed-{seed}", seed, rounds, "embedded") for seed in range(seeds)]
+    if vllm_rounds:
+        runs.append(partial(_loop, out / f"seed-{seeds}", seeds, vllm_rounds, "vllm"))
     found = {"rounds": rounds, "runs": lab.at_once(runs), "spoilt": _spoilt(out / "seed-0", packs)}
     lab.save(name, found, out)
     print(*tables(found).values(), sep="\n\n")
@@ -92,7 +93,8 @@ def _spoil(source: Path, folder: Path) -> None:
 
 
 def tables(found: lab.Found) -> dict[str, str]:
-    """`rounds`: reward by position after each round, over seeds; `seeds`: the last task of each seed; `spoilt`; `seconds`."""
+    """`rounds`: reward by position after each round, mean over seeds; `seeds`: the last task of each seed, with intervals; `spoilt`;
+    `seconds`."""
     return {
         "rounds": _rounds(found),
         "seeds": _seeds(found),
@@ -104,15 +106,16 @@ def tables(found: lab.Found) -> dict[str, str]:
 def _rounds(found: lab.Found) -> str:
     rows = []
     for after in range(found["rounds"] + 1):
-        ones = [run["curve"][after] for run in found["runs"]]
+        runs = [run for run in found["runs"] if after < len(run["curve"])]
+        ones = [run["curve"][after] for run in runs]
         by_position = zip(*([point["mean"] for point in one["positions"]] for one in ones), strict=True)
-        cells = [lab.spelt_over_seeds(list(means)) for means in by_position]
-        promoted = sum(run["verdicts"][after - 1]["promoted"] for run in found["runs"]) if after else None
+        cells = [f"{np.mean(means):.2f}" for means in by_position]
+        promoted = sum(run["verdicts"][after - 1]["promoted"] for run in runs) if after else None
         rows.append(
             [
                 str(after),
                 *cells,
-                lab.spelt_over_seeds([one["overall"]["mean"] for one in ones]),
+                f"{np.mean([one['overall']['mean'] for one in ones]):.2f}",
                 "the base" if promoted is None else f"{promoted} of {len(ones)}",
             ]
         )
@@ -130,7 +133,7 @@ def _seeds(found: lab.Found) -> str:
             said = lab.spelt(last["mean"], last["low"], last["high"])
             kept = one["after"] == 0 or run["verdicts"][one["after"] - 1]["promoted"]
             cells.append(said if kept else f"{said}, rejected")
-        rows.append([str(run["seed"]), run["engine"], *cells])
+        rows.append([str(run["seed"]), run["engine"], *cells, *([""] * (found["rounds"] + 1 - len(cells)))])
     return lab.table(head, rows)
 
 
