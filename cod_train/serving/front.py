@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any
 from cod_agent.errors import MissingExtra, UsageError
 from cod_agent.journal.http import http_module
 from cod_train.dialect import Refused
+from cod_train.serving.connections import Connections
 from cod_train.serving.passing import Receive, Send, asked_model, forwarded, hand_on, renamed, request_to, whole
 
 if TYPE_CHECKING:
@@ -34,8 +35,6 @@ if TYPE_CHECKING:
 
 _IDLE = 3600
 """Seconds a client's connection may rest: agents wait for tools, and a connection closed under a request costs a retry."""
-_REST = 4
-"""Seconds a connection to a model server may rest: less than the 5 after which vLLM closes it."""
 _CLOSING = 0.5
 """Seconds in which connections with nothing under way are closed."""
 
@@ -84,7 +83,7 @@ class Front:
         """What `/status` says besides."""
         self._upstreams: dict[str, _Upstream] = {}
         self._answered = 0
-        self._transport: Any = None
+        self._connections = Connections()
         self._own: Any = None
         self._server: Any = None
         self._task: asyncio.Task[None] | None = None
@@ -123,10 +122,6 @@ class Front:
 
         listening = _bound(self.host, self.port)
         self.port = listening.getsockname()[1]
-        module = http_module()
-        # As many connections as there are requests: a model server has a queue of its own, and a good one.
-        limits = module.Limits(max_connections=None, max_keepalive_connections=1000, keepalive_expiry=_REST)
-        self._transport = module.AsyncHTTPTransport(verify=False, trust_env=False, limits=limits)
         config = uvicorn.Config(
             self,
             lifespan="off",
@@ -155,7 +150,7 @@ class Front:
         self._server.config.timeout_graceful_shutdown = max(drain, _CLOSING)
         self._server.should_exit = True
         await task
-        await self._transport.aclose()
+        await self._connections.aclose()
 
     def add(self, weights: str, base_url: str) -> None:
         """A model server that knows itself as `weights`; ready, or it would not be here."""
@@ -259,12 +254,16 @@ class Front:
             upstream = self._find(asked)
             request = request_to(upstream.origin, scope, renamed(body, asked, upstream.weights))
             with upstream:
+                connection = await self._connections.take(upstream.origin)
                 try:
-                    response = await self._transport.handle_async_request(request)
+                    response = await connection.handle_async_request(request)
                     pieces = response.stream.__aiter__()
                     first = await anext(pieces, b"")
-                except module.TransportError:
-                    continue
+                except BaseException as error:
+                    await connection.aclose()
+                    if isinstance(error, module.TransportError):
+                        continue
+                    raise
                 try:
                     await hand_on(response, first, pieces, send)
                 except module.TransportError as error:
@@ -272,7 +271,8 @@ class Front:
                     self.trouble = f"{upstream.weights} broke an answer off: {type(error).__name__}"
                     return
                 finally:
-                    await response.aclose()
+                    await response.aclose()  # what is not read to its end closes its connection
+                self._connections.rests(upstream.origin, connection)
                 upstream.answered += 1
                 self._answered += 1
                 return
