@@ -60,6 +60,7 @@ def _handler(fault: str, weights: str) -> type[BaseHTTPRequestHandler]:
             if self.path.endswith("load_lora_adapter") and fault == "adapters":
                 name, damaged = request["lora_name"], request.get("lora_path", "").endswith("damaged")
                 (names.discard if "unload" in self.path else names.add)(name)
+                time.sleep(5 if request.get("lora_path", "").endswith("slow") else 0)
                 return self._say(400 if damaged else 200, b"damaged" if damaged else b"done")
             if "model" not in request:
                 return self._say(404, b"nothing here")

@@ -23,6 +23,7 @@ pytest.importorskip("uvicorn")
 pytest.importorskip("openai")
 
 from cod_agent.errors import ModelRefused, UsageError
+from cod_agent.journal.http import http_module
 from cod_agent.models.base import Sampling
 from cod_agent.models.openai import OpenAIModel
 from cod_agent.policies import folder_of
@@ -210,6 +211,18 @@ async def test_adapters_come_and_go_under_names_of_their_own(tmp_path: Path) -> 
         damaged = checkpoint(tmp_path / "damaged", "damaged", kind="adapter", base=POLICY, digit="c")
         await server.load_adapter(damaged)
     assert server.serves == {server.weights}
+    await server.stop()
+
+
+async def test_an_adapter_whose_loading_was_given_up_is_not_left_in_the_server(tmp_path: Path) -> None:
+    server = await started(tmp_path, "adapters")
+    slow = checkpoint(tmp_path / "slow", "slow", kind="adapter", base=POLICY, digit="d")
+    with pytest.raises(TimeoutError):
+        await asyncio.wait_for(server.load_adapter(slow), 0.5)
+    asked = {"model": slow.weights, "messages": [{"role": "user", "content": "Hello"}]}
+    async with http_module().AsyncClient(trust_env=False) as client:
+        answer = await client.post(f"{server.base_url}/chat/completions", json=asked)
+    assert answer.status_code == 404 and server.serves == {server.weights}
     await server.stop()
 
 

@@ -352,6 +352,73 @@ async def test_a_server_that_does_not_stay_up_ends_the_command(
     assert registry.get(BLUE).state == "promoted", "nothing else is there to go back to"
 
 
+async def test_a_green_that_dies_while_blue_drains_comes_back_at_once(registry: Registry, tmp_path: Path) -> None:
+    Scripted.trouble[BLUE] = saying(BLUE, after=3)
+    async with serving(registry, tmp_path) as running:
+        slow = asyncio.create_task(running.ask("slowly"))
+        await running.until(lambda: running.front.under_way(weights(registry, BLUE)) == 1)
+        registry.promote(GREEN, "better")
+        await running.until(lambda: running.front.status()["draining"])
+        Scripted.started[1].die()
+        await running.happens("restarted")
+        assert await running.says() == GREEN
+        assert not slow.done() and Scripted.started[0].ended is None, "blue's answer is not out"
+        assert (await slow)["model"] == weights(registry, BLUE)
+        await running.happens("stopped")
+        assert await running.says() == GREEN
+
+
+async def test_a_promotion_may_come_back_to_what_was_refused_and_is_taken_back_again(
+    registry: Registry, tmp_path: Path
+) -> None:
+    Scripted.trouble[GREEN] = "never"
+    async with serving(registry, tmp_path) as running:
+        registry.promote(GREEN, "better")
+        await running.happens("starting", 2)
+        registry.promote(THIRD, "better still")
+        await running.happens("rejected")
+        await running.until(lambda: running.front.serving == weights(registry, THIRD))
+        assert registry.rollback("it is not").name == GREEN
+        await running.until(lambda: registry.promoted() == registry.get(BLUE))
+        assert registry.get(GREEN).state == "rejected" and "it did not start" in registry.history(GREEN)[-1].why
+        await running.until(lambda: running.front.serving == weights(registry, BLUE))
+
+
+async def test_no_error_of_a_candidates_files_ends_what_serves(
+    registry: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: Any, **__: Any) -> Probe:
+        raise RuntimeError("sizes do not match")
+
+    (tmp_path / GREEN / "probe.json").unlink()
+    async with serving(registry, tmp_path) as running:
+        monkeypatch.setattr(switch_module, "make_probe", broken)
+        registry.promote(GREEN, "better")
+        assert (await running.happens("rejected"))["why"] == "RuntimeError: sizes do not match"
+        assert await running.says() == BLUE
+        await running.until(lambda: registry.promoted() == registry.get(BLUE))
+
+
+async def test_a_locked_registry_is_told_later_and_the_trouble_once(
+    registry: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Scripted.trouble[GREEN] = "fails"
+    rollback = Registry.rollback
+
+    def locked(*_: Any, **__: Any) -> Any:
+        raise CodError("the registry is locked")
+
+    async with serving(registry, tmp_path) as running:
+        monkeypatch.setattr(Registry, "rollback", locked)
+        registry.promote(GREEN, "better")
+        await running.happens("trouble")
+        await asyncio.sleep(0.2)
+        assert len(running.events("trouble")) == 1 and await running.says() == BLUE
+        monkeypatch.setattr(Registry, "rollback", rollback)
+        await running.until(lambda: registry.promoted() == registry.get(BLUE))
+        assert registry.get(GREEN).state == "rejected"
+
+
 async def test_blue_may_die_while_green_starts(registry: Registry, tmp_path: Path) -> None:
     async with serving(registry, tmp_path) as running:
         Scripted.trouble[GREEN] = "never"
@@ -470,7 +537,6 @@ class Command:
         self.told = (folder / "serve.err").open("w+")
         self.process = subprocess.Popen(
             [*command, "--engine", "embedded", "--port", "0", "--log", str(self.log), *words],
-            stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self.told,
             env={**os.environ, "OMP_NUM_THREADS": "1"},
@@ -572,12 +638,12 @@ def off_by(folder: Path, calls: list[Call]) -> float:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("end", ["kill", "term", "pipe", "interrupt"])
+@pytest.mark.parametrize("end", ["kill", "term", "interrupt"])
 async def test_however_the_command_ends_during_a_switch_no_process_is_left(
     made: Path, tmp_path: Path, end: str
 ) -> None:
     folder = shutil.copytree(made, tmp_path / "kept")
-    command = Command(folder, *(["--parent-pipe"] if end == "pipe" else []))
+    command = Command(folder)
     try:
         await command.says()
         with Registry(folder / "registry.db") as kept:
@@ -586,12 +652,9 @@ async def test_however_the_command_ends_during_a_switch_no_process_is_left(
         async with asyncio.timeout(60):
             while len(command.servers()) < 4:  # two servers, each with its keeper
                 await asyncio.sleep(0.05)
-        if end == "pipe":
-            command.process.stdin.close()  # type: ignore[union-attr]
-        else:
-            command.process.send_signal({"kill": 9, "term": signal.SIGTERM, "interrupt": signal.SIGINT}[end])
+        command.process.send_signal({"kill": 9, "term": signal.SIGTERM, "interrupt": signal.SIGINT}[end])
         code = await asyncio.to_thread(command.process.wait, 60)
-        assert code == {"kill": -9, "term": 0, "pipe": 0, "interrupt": 130}[end]
+        assert code == {"kill": -9, "term": 0, "interrupt": 130}[end]
         await command.gone()
         with Registry(folder / "registry.db") as kept:
             assert kept.get(GREEN).state == "promoted", "the next serve begins with it"

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import signal
 import sys
-import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -68,7 +66,6 @@ def serve(
         int, typer.Option("--tensor-parallel", min=1, help="GPUs that one model is spread over.")
     ] = 1,
     threads: Annotated[int | None, typer.Option("--threads", min=1, help="Of one server, on a CPU.")] = None,
-    parent_pipe: Annotated[bool, typer.Option("--parent-pipe", hidden=True)] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Say where it serves as one JSON object.")] = False,
 ) -> None:
     """Serve a checkpoint with exact token ids, or follow what is promoted without losing a request.
@@ -89,11 +86,7 @@ def serve(
         lora=lora,
         threads=threads,
     )
-    code = asyncio.run(
-        _serve(
-            source, served, name, (host, port), log, (ready_timeout, drain), parent_pipe=parent_pipe, as_json=as_json
-        )
-    )
+    code = asyncio.run(_serve(source, served, name, (host, port), log, (ready_timeout, drain), as_json=as_json))
     raise typer.Exit(code)
 
 
@@ -170,7 +163,6 @@ async def _serve(
     log: Path,
     limits: tuple[float, float],
     *,
-    parent_pipe: bool,
     as_json: bool,
 ) -> int:
     """Serve until a signal comes; the exit code."""
@@ -183,7 +175,7 @@ async def _serve(
     events = Events(log, lambda line: typer.echo(line, err=True))
     ready_timeout, drain = limits
     serving = Serving(source, engine, front, events, log_folder=log, ready_timeout=ready_timeout, drain=drain)
-    interrupted = _listen(serving, parent_pipe)
+    interrupted = _listen(serving)
     running = asyncio.create_task(serving.run())
     ready = asyncio.create_task(serving.ready.wait())
     await asyncio.wait({running, ready}, return_when=asyncio.FIRST_COMPLETED)
@@ -194,7 +186,7 @@ async def _serve(
     return 130 if interrupted else 0
 
 
-def _listen(serving: Serving, parent_pipe: bool) -> list[int]:
+def _listen(serving: Serving) -> list[int]:
     """Have signals end the serving; a list of the Ctrl-Cs that come."""
     loop = asyncio.get_running_loop()
     interrupted: list[int] = []
@@ -206,14 +198,6 @@ def _listen(serving: Serving, parent_pipe: bool) -> list[int]:
 
     loop.add_signal_handler(signal.SIGINT, interrupt)
     loop.add_signal_handler(signal.SIGTERM, serving.stop)
-    if parent_pipe:
-
-        def wait() -> None:
-            while os.read(sys.stdin.fileno(), 4096):
-                pass
-            loop.call_soon_threadsafe(serving.stop)
-
-        threading.Thread(target=wait, daemon=True).start()
     return interrupted
 
 

@@ -137,11 +137,12 @@ class ModelServer:
         """
         if checkpoint.kind != "adapter" or (checkpoint.base or checkpoint.folder).resolve() != self._base:
             raise UsageError(f"{checkpoint.name} is no adapter of {self._base}, which is what this server has loaded")
-        await self._adapter("load", {"lora_name": checkpoint.weights, "lora_path": str(checkpoint.folder)})
         try:
+            await self._adapter("load", {"lora_name": checkpoint.weights, "lora_path": str(checkpoint.folder)})
             status, said = await self._asked("chat/completions", _question(checkpoint.weights), _ADAPTER)
             self._check(checkpoint.weights, status, said)
         except BaseException:
+            # Also where the loading was given up: it may have ended nevertheless, and a name is loaded only once.
             with contextlib.suppress(ServerFailed):
                 await self._adapter("unload", {"lora_name": checkpoint.weights})
             raise

@@ -91,7 +91,8 @@ class Serving:
         self._bringing: asyncio.Task[None] | None = None
         self._retiring: asyncio.Task[None] | None = None
         self._servers: list[ModelServer] = []
-        self._refused: set[str] = set()
+        self._refused: dict[str, str] = {}
+        """Weights that did not come to serve, and why."""
         self._deaths, self._restarts, self._took = 0, 0, 1.0
         self._wanted_now: Checkpoint | None = None
         self._looked = -math.inf
@@ -148,7 +149,8 @@ class Serving:
             taken_back = self._last is not None and wanted.weights == self._last.weights != self._coming.weights
             if taken_back:
                 await self._abandon("its promotion was taken back")
-        elif self._retiring is None and (self._held is None or self._held.weights != wanted.weights):
+        elif self._held is None or (self._retiring is None and self._held.weights != wanted.weights):
+            # While nothing serves, nobody waits for what is left of an old server's answers.
             self._coming = wanted
             self._bringing = asyncio.create_task(self._bring(wanted, self._held))
 
@@ -174,11 +176,13 @@ class Serving:
                     raise UsageError(
                         f"nothing is promoted in {self._source.path}: `cod promote NAME`, or name a checkpoint to serve"
                     )
+                if found is not None and found.weights in self._refused:
+                    found = await self._taken_back(self._source, found)
                 self._wanted_now = found
             except CodError as error:
                 if self._last is None:
                     raise
-                self._trouble(f"the registry cannot be read: {error}")
+                self._trouble(f"the registry: {error}")
             self._looked = time.monotonic()
         wanted = self._wanted_now
         if wanted is None or wanted.weights in self._refused:
@@ -187,9 +191,24 @@ class Serving:
             raise UsageError("there is nothing to serve")
         return wanted
 
+    async def _taken_back(self, registry: Registry, target: Checkpoint) -> Checkpoint:
+        """Reject what is promoted and was refused here; what is promoted then.
+
+        Here and not where it is refused: the registry may be locked then, or a later promotion may be rolled back to it.
+
+        Raises:
+            CodError: the registry cannot be told; it is tried again at the next look.
+        """
+        why = f"not served: {self._refused[target.weights]}"
+        try:
+            return await asyncio.to_thread(lambda: registry.rollback(why, to="rejected", only=target.name))
+        except CodError as error:
+            raise CodError(f"it could not be told that {target.name} is rejected: {error}") from None
+
     def _trouble(self, why: str) -> None:
-        self._front.trouble = why
-        self._tell("trouble", why=why)
+        if why != self._front.trouble:  # once, not at every look
+            self._front.trouble = why
+            self._tell("trouble", why=why)
 
     def _died(self, held: _Held) -> None:
         """Raises: ServerFailed, when it was once too often."""
@@ -236,9 +255,11 @@ class Serving:
             await self._compare(probe, self._front.local_url, self._front.alias)
         except BaseException as error:
             await self._undo(new, old)
-            if not isinstance(error, CodError | OSError) or self._last is None:
+            if not isinstance(error, Exception) or self._last is None:
                 raise
-            return await self._failed(target, str(error), again)
+            # Whatever a bad candidate sets off, a library's own errors included: what serves goes on serving.
+            kind = "" if isinstance(error, CodError) else f"{type(error).__name__}: "
+            return self._failed(target, f"{kind}{error}", again)
         self._took = time.monotonic() - began
         self._front.retry_after = 1
         self._restarts += again
@@ -298,22 +319,16 @@ class Serving:
         else:
             await self._stop(new.server)
 
-    async def _failed(self, target: Checkpoint, why: str, again: bool) -> None:
+    def _failed(self, target: Checkpoint, why: str, again: bool) -> None:
         """A target did not come to serve. Raises: ServerFailed: it is what should come back, and has been tried often enough."""
         self._front.trouble = f"{target.weights}: {why}"
         if again:
             self._tell("trouble", weights=target.weights, why=why)
             self._count_death(why)
             return
-        self._refused.add(target.weights)
+        self._refused[target.weights] = why
         self._tell("rejected", weights=target.weights, why=why)
-        if isinstance(self._source, Registry):
-            source, reason = self._source, f"not served: {why}"
-            try:
-                await asyncio.to_thread(lambda: source.rollback(reason, to="rejected", only=target.name))
-            except CodError as error:  # the weights are refused here in any case
-                self._trouble(f"the registry could not be told that {target.name} is rejected: {error}")
-            self._looked = -math.inf
+        self._looked = -math.inf
 
     async def _abandon(self, why: str) -> None:
         coming, bringing, self._coming, self._bringing = self._coming, self._bringing, None, None
