@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 from cod_agent.context import Prompts
 from cod_agent.environments.base import Environment, Tool
 from cod_agent.errors import TaskMismatch, UsageError
-from cod_agent.events import Event, TaskEnded
+from cod_agent.events import Event, Judged
 from cod_agent.journal.tap import Redact
 from cod_agent.lifecycle import Emit, Lifecycle, Ways
 from cod_agent.memory import lease, read, runs
@@ -52,6 +52,8 @@ class CoDAgent:
         redact: applied to every text before it is sent or stored.
         settings: anything else to keep with its runs (JSON), such as the arguments of the program that lives them.
         on_doubt: decides "repeat" or "fail" for a tool declared `on_crash="ask"` that was running when the process died.
+        watch: told everything that happens, as `stream` tells it, whichever method it happens in; quick, and it must not raise. It may
+            be set anew between two tasks (`agent.watch = None`). `stream` tells whoever iterates it instead.
 
     Raises:
         StoreError: the memory cannot be opened.
@@ -73,10 +75,11 @@ class CoDAgent:
         redact: Redact | None = None,
         settings: dict[str, Any] | None = None,
         on_doubt: Callable[[str, Any], str] | None = None,
+        watch: Emit | None = None,
     ) -> None:
         if not name:
             raise UsageError("an agent needs a name: it is how its memory is found again")
-        self.name, self.environment = name, environment
+        self.name, self.environment, self.watch = name, environment, watch
         self._settings = {"max_context": max_context, "updates": updates, **(settings or {})}
         self._model = _resolve(model, environment) if isinstance(model, str) else model
         self._owns_model = isinstance(model, str)
@@ -125,8 +128,8 @@ class CoDAgent:
 
         async def live() -> None:
             try:
-                async for outcome in self._live(tasks, run, fork, happened.put_nowait):
-                    happened.put_nowait(TaskEnded(outcome.run, outcome.position, outcome))
+                async for _ in self._live(tasks, run, fork, happened.put_nowait):
+                    pass
                 happened.put_nowait(None)
             except BaseException as error:
                 happened.put_nowait(error)
@@ -206,10 +209,12 @@ class CoDAgent:
                 )
             if known.state == "solved":
                 await self.memory.write(lambda conn: runs.judged(conn, opened, known, said))
+                if self.watch is not None:
+                    self.watch(Judged(run, position, said))
             elif known.feedback is None or known.feedback.model_dump_json() != said.model_dump_json():
                 raise UsageError(f"position {position} of run {run!r} was judged already: feedback is given once")
             await self._make_up(opened)
-            return await self._lifecycle(opened).live(position, known.task)
+            return await self.memory.read(lambda conn: read.outcome(conn, opened, position))
 
     async def _make_up(self, opened: runs.Run) -> None:
         """The updates that are due, one after the other, so that each starts from the newest version."""
@@ -278,19 +283,21 @@ class CoDAgent:
 
     async def aclose(self) -> None:
         """Give up the leases and close what this agent opened."""
-        for opened in self._runs.values():
-            with contextlib.suppress(Exception):
-                await self.memory.write(partial(lease.release, run_id=opened.id))
+        with contextlib.suppress(Exception):
+            await self.memory.write(self._release)
         if self._model is not None and self._owns_model and hasattr(self._model, "aclose"):
             await self._model.aclose()
         self._close()
 
     def close(self) -> None:
         """`aclose` for code without an event loop."""
-        for opened in self._runs.values():
-            with contextlib.suppress(Exception):
-                self.memory.write_sync(partial(lease.release, run_id=opened.id))
+        with contextlib.suppress(Exception):
+            self.memory.write_sync(self._release)
         self._close()
+
+    def _release(self, conn: Any) -> None:
+        for opened in self._runs.values():
+            lease.release(conn, opened.id)
 
     def _close(self) -> None:
         self._runs = {}
@@ -414,7 +421,7 @@ class CoDAgent:
     def _lifecycle(
         self, opened: runs.Run, environment: Environment | None = None, emit: Emit | None = None
     ) -> Lifecycle:
-        return Lifecycle(self._ways, opened, environment or self.environment, emit)
+        return Lifecycle(self._ways, opened, environment or self.environment, emit or self.watch)
 
 
 def _fitting(opened: runs.Run, pack: Pack | None) -> runs.Run:

@@ -16,7 +16,18 @@ from cod_agent.completions import Completion
 from cod_agent.context import Message, Prompts, Trajectory, UpdateRefused, parse_update, prompts_for
 from cod_agent.environments.base import Environment, Tool, tools_of
 from cod_agent.errors import UsageError
-from cod_agent.events import Answered, ContextKept, ContextWritten, Delta, Event, Judged, Observed, Solved, TaskBegun
+from cod_agent.events import (
+    Answered,
+    ContextKept,
+    ContextWritten,
+    Delta,
+    Event,
+    Judged,
+    Observed,
+    Solved,
+    TaskBegun,
+    TaskEnded,
+)
 from cod_agent.journal.boundary import Aborted, Boundary
 from cod_agent.journal.episode import Episode
 from cod_agent.journal.tap import Redact, Tap
@@ -82,7 +93,9 @@ class Lifecycle:
             known, due = await memory.write(lambda conn: self._proceed(conn, position))
         if due is not None:
             await self._update(known, due)
-        return await memory.read(lambda conn: read.outcome(conn, self.run, position))
+        outcome = await memory.read(lambda conn: read.outcome(conn, self.run, position))
+        self._tell(TaskEnded(self.run.name, position, outcome))
+        return outcome
 
     def abort(self, conn: sqlite3.Connection, known: runs.Lived, reason: str) -> None:
         """Inside a transaction: give a task up, its reward lost."""

@@ -208,6 +208,25 @@ async def test_the_stream_tells_everything_in_order(path: Path) -> None:
     assert events[-1].outcome.context == events[-2].context
 
 
+async def test_who_watches_an_agent_hears_run_solve_and_feedback_alike(path: Path) -> None:
+    heard: list[Any] = []
+    async with agent_on(path, watch=heard.append) as agent:
+        await agent.solve(TASKS[0])
+        assert [type(event) for event in heard] == [TaskBegun, Answered, Solved, TaskEnded]
+        heard.clear()
+        outcome = await agent.feedback(0, 1.0)
+        assert [type(event) for event in heard] == [Judged, Answered, ContextWritten, TaskEnded]
+        assert heard[-1].outcome == outcome and outcome.update == "written"
+        agent.watch = None
+        await lived(agent, TASKS[:1], run="unheard")
+        assert len(heard) == 4
+    async with agent_on(path, environment=Steps(), watch=heard.append) as agent:
+        heard.clear()
+        await lived(agent, TASKS[:1], run="heard")
+        told = [event async for event in agent.stream(TASKS[:1], run="streamed")]
+    assert [type(event) for event in heard] == [type(event) for event in told], "a stream's events are its caller's"
+
+
 async def test_a_stream_that_is_left_early_stops_and_can_be_resumed(path: Path) -> None:
     model = Counting()
     async with agent_on(path, model, environment=Steps()) as agent:

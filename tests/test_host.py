@@ -320,6 +320,25 @@ async def test_what_changes_anything_needs_the_token(tmp_path: Path, server: Scr
         assert "access-control-allow-origin" not in found.headers
 
 
+def test_the_address_it_says_is_one_it_answers_at(tmp_path: Path, server: ScriptedServer) -> None:
+    with hosting(tmp_path, server.url, "--host", "127.0.0.2") as host:
+        assert host.http.get("/ready").status_code == 200
+    assert "[0:0::1]" in (load({"model": "openai:m", "host": "0:0::1"}).hosts or ())
+
+
+def test_a_client_that_leaves_in_the_middle_of_its_body_is_no_fault_of_the_service(
+    tmp_path: Path, server: ScriptedServer
+) -> None:
+    with hosting(tmp_path, server.url) as host:
+        port = int(host.started["url"].rpartition(":")[2])
+        head = f"POST /v1/agents/a/tasks HTTP/1.1\r\nhost: 127.0.0.1\r\nauthorization: Bearer {TOKEN}\r\n"
+        with socket.create_connection(("127.0.0.1", port)) as half:
+            half.sendall(f'{head}content-type: application/json\r\ncontent-length: 99\r\n\r\n{{"id'.encode())
+            time.sleep(0.2)
+        host.submit()
+        assert "Traceback" not in host.said()
+
+
 async def test_behind_a_proxy_reading_needs_the_token_too(tmp_path: Path, server: ScriptedServer) -> None:
     async with near(tmp_path, server.url, allowed_hosts=("agents.example",)) as host:
         named = {"host": "agents.example:443"}
@@ -396,6 +415,52 @@ async def test_recorded_events_can_be_read_from_any_of_them_on(tmp_path: Path, s
         assert [one for one in later if one[0] > every[1][0]] == every[2:]
         own = pieces((await host.http.get("/v1/agents/b/events?after=0&follow=false")).text)
         assert own == every[3:]
+
+
+async def test_a_listener_that_did_not_read_for_long_gets_all_that_was_recorded(
+    tmp_path: Path, server: ScriptedServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cod_agent.host.events._PAGE", 2)
+    async with near(tmp_path, server.url) as host:
+        stream = host.service.hub.stream(host.service.memory, None, None, True)
+        await anext(stream)
+        waiting = asyncio.ensure_future(anext(stream))
+        await asyncio.sleep(0.1)
+        for _ in range(5):
+            await host.submit("a")
+        await host.submit("b")
+        text = (await waiting).decode()
+        while text.count("event: solved") < 6:
+            text += (await asyncio.wait_for(anext(stream), 10)).decode()
+        solved = [(said["agent"], said["position"]) for _, event, said in pieces(text) if event == "solved"]
+        assert sorted(solved) == [("a", 0), ("a", 1), ("a", 2), ("a", 3), ("a", 4), ("b", 0)]
+        await stream.aclose()
+
+
+async def test_no_more_listen_than_may_even_all_at_once(
+    tmp_path: Path, server: ScriptedServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cod_agent.host.events.STREAMS", 2)
+    async with near(tmp_path, server.url) as host:
+        hub, path = host.service.hub, host.service.memory
+        streams = [hub.stream(path, None, None, True) for _ in range(2)]
+        assert (await host.http.get("/v1/events?follow=false")).status_code == 429
+        streams.clear()
+        assert len(hub) == 0, "streams that nobody began to read make room"
+        assert (await host.http.get("/v1/events?follow=false")).status_code == 200 and len(hub) == 0
+
+
+async def test_who_listens_hears_that_a_task_was_given_up(tmp_path: Path, server: ScriptedServer) -> None:
+    server.reply = lambda request, n: Fault(status=401)
+    async with near(tmp_path, server.url) as host:
+        await host.submit(status=502)
+        stream = host.service.hub.stream(host.service.memory, "a", None, True)
+        await anext(stream)
+        heard = asyncio.ensure_future(anext(stream))
+        await asyncio.sleep(0.1)
+        assert (await host.http.post("/v1/agents/a/runs/life/abandon")).json()["abandoned"] == [0]
+        assert b"event: solved" in await asyncio.wait_for(heard, 10)
+        await stream.aclose()
 
 
 def test_events_are_told_as_they_happen(tmp_path: Path, server: ScriptedServer) -> None:

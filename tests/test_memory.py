@@ -297,6 +297,23 @@ async def test_what_waits_is_committed_together(memory: Memory) -> None:
     assert len(memory.read_sync(names)) == 50
 
 
+async def test_a_lock_is_one_while_anybody_has_it_and_is_forgotten_then(memory: Memory) -> None:
+    order: list[str] = []
+
+    async def hold(name: str) -> None:
+        async with memory.lock("run"):
+            order.append(f"{name} in")
+            await asyncio.sleep(0)
+            order.append(f"{name} out")
+
+    await asyncio.gather(*map(hold, "abc"))
+    assert order == [f"{name} {where}" for name in "abc" for where in ("in", "out")]
+    for number in range(100):
+        async with memory.lock(f"run {number}"):
+            pass
+    assert not memory._locks[asyncio.get_running_loop()]
+
+
 async def test_content_that_was_rolled_back_is_not_taken_for_stored(memory: Memory) -> None:
     from cod_agent.memory.content import link, store_nodes
 

@@ -16,7 +16,7 @@ from urllib.parse import quote
 
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route, Router
 from starlette.types import Receive, Scope, Send
@@ -27,7 +27,6 @@ from cod_agent.host.errors import (
     LATER,
     RETRY_AFTER,
     BadRequest,
-    Busy,
     Invalid,
     MethodNotAllowed,
     NotFound,
@@ -39,7 +38,7 @@ from cod_agent.host.errors import (
     said_of,
     status_of,
 )
-from cod_agent.host.events import STREAMS, cursor_of
+from cod_agent.host.events import cursor_of
 from cod_agent.host.inbox import Kept
 from cod_agent.host.service import Service
 
@@ -111,6 +110,8 @@ class Guard:
         try:
             self._admit(scope)
             await self.router(scope, receive, sent)
+        except ClientDisconnect:
+            log.debug("%s %s: the client left before its body was whole", scope["method"], scope["path"])
         except Exception as error:
             if not isinstance(error, HTTPException) and status_of(error) == 500:
                 log.exception("%s %s", scope["method"], scope["path"])
@@ -195,8 +196,6 @@ class _Pages:
 
     async def events(self, request: Request) -> Response:
         agent = _name(request, "agent") if "agent" in request.path_params else None
-        if len(self._service.hub) >= STREAMS:
-            raise Busy(f"{STREAMS} clients listen, as many as may: come back later")
         since = request.headers.get("last-event-id") or request.query_params.get("after")
         after = (0, 0, 0) if since == "0" else cursor_of(since) if since is not None else None
         if since is not None and after is None:

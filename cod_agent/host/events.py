@@ -14,13 +14,15 @@ import math
 import re
 import sqlite3
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from dataclasses import fields
 from typing import Any
+from weakref import WeakSet
 
 from pydantic import BaseModel
 
 from cod_agent.events import ContextKept, ContextWritten, Event, Judged, Solved, TaskEnded
+from cod_agent.host.errors import Busy
 from cod_agent.memory.database import Memory
 from cod_agent.memory.readonly import look
 
@@ -66,7 +68,7 @@ class Hub:
     """Who listens. It costs nothing while nobody does."""
 
     def __init__(self) -> None:
-        self._listeners: set[Listener] = set()
+        self._listeners: WeakSet[Listener] = WeakSet()  # a stream that nobody begins to read is gone with its listener
         self._closed = False
 
     def __len__(self) -> int:
@@ -87,17 +89,27 @@ class Hub:
     def close(self) -> None:
         """End all streams."""
         self._closed = True
-        for listener in self._listeners:
+        for listener in list(self._listeners):
             listener.bell.set()
 
-    async def stream(
+    def stream(
         self, memory: Memory, agent: str | None, after: Cursor | None, follow: bool
-    ) -> AsyncIterator[bytes]:
-        """The bytes of a stream. Without `after` it begins now; without `follow` it ends with what is recorded."""
+    ) -> AsyncGenerator[bytes, None]:
+        """The bytes of a stream. Without `after` it begins now; without `follow` it ends with what is recorded.
+
+        Raises:
+            Busy: as many listen as may.
+        """
+        if len(self._listeners) >= STREAMS:
+            raise Busy(f"{STREAMS} clients listen, as many as may: come back later")
         listener = Listener(agent)
         self._listeners.add(listener)
+        return self._pieces(listener, _Told(memory.path, agent), after, follow)
+
+    async def _pieces(
+        self, listener: Listener, told: _Told, after: Cursor | None, follow: bool
+    ) -> AsyncGenerator[bytes, None]:
         try:
-            told = _Told(memory.path, agent)
             yield b": the host's events; see docs/deploying.md\n\n"
             if after is None:
                 await asyncio.to_thread(told.skip)
@@ -110,8 +122,9 @@ class Hub:
                     if passing is not None:
                         yield passing
                         continue
-                    for recorded in await asyncio.to_thread(told.fresh):
-                        yield recorded
+                    while page := await asyncio.to_thread(told.fresh):
+                        for recorded in page:
+                            yield recorded
                 if listener.missed:
                     missed, listener.missed = listener.missed, 0
                     yield _piece("missed", {"type": "missed", "count": missed})
@@ -151,13 +164,16 @@ class _Told:
             self._seq = self._newest(conn)
 
     def fresh(self) -> list[bytes]:
-        """What was recorded since."""
+        """What was recorded since: a page of it, however long the client did not read; nothing if that is all."""
+        rows: list[tuple[Any, ...]] = []
         with look(self._path) as conn:
-            rows: list[tuple[Any, ...]] = []
             for run_id, seq in self._newest(conn).items():
-                if seq > (before := self._seq.get(run_id, -1)):
-                    rows += conn.execute(f"{_SELECT} k.run_id = ? AND k.seq > ?", (run_id, before))
-                    self._seq[run_id] = seq
+                if seq > (before := self._seq.get(run_id, -1)) and len(rows) < _PAGE:
+                    some = conn.execute(
+                        f"{_SELECT} k.run_id = ? AND k.seq > ? ORDER BY k.seq LIMIT {_PAGE}", (run_id, before)
+                    ).fetchall()
+                    rows += some
+                    self._seq[run_id] = some[-1][2] if len(some) == _PAGE else seq
         return [recorded(row) for row in sorted(rows, key=lambda row: row[:3])]
 
     async def replay(self, after: Cursor) -> AsyncIterator[bytes]:

@@ -12,19 +12,18 @@ import time
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, TypeVar
 
 from cod_agent.agent import CoDAgent
 from cod_agent.environments import make_world
-from cod_agent.environments.base import Environment
 from cod_agent.errors import CodError, ModelError, ModelGarbled, UsageError
-from cod_agent.events import Event, TaskEnded
+from cod_agent.events import TaskEnded
 from cod_agent.host import inbox, schema, views
 from cod_agent.host.errors import Busy, Draining, Invalid, StillUnderWay, said_of
 from cod_agent.host.events import Hub
 from cod_agent.host.lines import Job, Line
 from cod_agent.host.settings import Settings
-from cod_agent.lifecycle import Emit, Lifecycle
 from cod_agent.memory import Memory, read, runs
 from cod_agent.memory.readonly import look
 from cod_agent.models import resolve
@@ -37,22 +36,6 @@ FRESH = 1.0
 """Seconds that a look at the database's health holds."""
 
 
-class _Agent(CoDAgent):
-    """An agent whose every step is told to the hub, while anybody listens."""
-
-    def __init__(self, name: str, hub: Hub, **given: Any) -> None:
-        super().__init__(name, **given)
-        self._hub = hub
-
-    def tell(self, event: Event) -> None:
-        self._hub.tell(self.name, event)
-
-    def _lifecycle(
-        self, opened: runs.Run, environment: Environment | None = None, emit: Emit | None = None
-    ) -> Lifecycle:
-        return super()._lifecycle(opened, environment, emit or (self.tell if len(self._hub) else None))
-
-
 class Service:
     """Open between `open` and `aclose`, in one event loop."""
 
@@ -60,7 +43,7 @@ class Service:
         self.settings, self.hub, self.draining = settings, Hub(), False
         self.trouble = ""
         """The kind of error the model last had instead of an answer."""
-        self._agents: OrderedDict[str, _Agent] = OrderedDict()
+        self._agents: OrderedDict[str, CoDAgent] = OrderedDict()
         self._lines: dict[tuple[str, str], Line] = {}
         self._at_work: Counter[str] = Counter()
         """Lines of each agent that has any."""
@@ -151,10 +134,12 @@ class Service:
             if given_up:
                 await (await self._agent(agent)).abandon(run=run)
             for position in given_up:
+                outcome = await self._outcome(agent, run, position)
                 job = line.find(position) if line else None
                 if line is not None and job is not None:
                     line.remove(job)
-                    job.attempt.set_result(await self._outcome(agent, run, position))
+                    job.attempt.set_result(outcome)
+                self.hub.tell(agent, TaskEnded(run, position, outcome))
         finally:
             if line is not None and self._lines.get((agent, run)) is line:
                 line.start()
@@ -220,8 +205,7 @@ class Service:
 
     async def aclose(self) -> None:
         """Give up the leases, close memory and model. `drain` comes first."""
-        for agent in self._agents.values():
-            await agent.aclose()
+        await asyncio.gather(*(agent.aclose() for agent in self._agents.values()))
         if hasattr(self.model, "aclose"):
             await self.model.aclose()
         if hasattr(self.model, "close"):
@@ -232,6 +216,8 @@ class Service:
 
     async def _do(self, line: Line, job: Job) -> Outcome:
         agent = await self._agent(line.agent)
+        # Only while anybody listens: whoever watches has the model stream its answers.
+        agent.watch = partial(self.hub.tell, line.agent) if len(self.hub) else None
         try:
             if job.feedback is not None:
                 outcome = await agent.feedback(job.position, job.feedback.reward, job.feedback.text, run=line.run)
@@ -244,8 +230,6 @@ class Service:
             job.recorded = True
             raise
         self.trouble = ""
-        if len(self.hub):
-            agent.tell(TaskEnded(line.run, job.position, outcome))
         return outcome
 
     async def _patiently(self, job: Job) -> Outcome:
@@ -310,7 +294,7 @@ class Service:
             if not self._at_work[line.agent]:
                 del self._at_work[line.agent]
 
-    async def _agent(self, name: str) -> _Agent:
+    async def _agent(self, name: str) -> CoDAgent:
         if name not in self._agents:
             async with self._opening:  # whoever gives up its leases does so before it is opened again
                 await self._make_room()
@@ -326,10 +310,9 @@ class Service:
                 return
             await self._agents.pop(idle).aclose()
 
-    def _made(self, name: str) -> _Agent:
-        return _Agent(
+    def _made(self, name: str) -> CoDAgent:
+        return CoDAgent(
             name,
-            self.hub,
             model=self.model,
             memory=self.memory,
             environment=self.world,

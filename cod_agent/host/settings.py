@@ -89,7 +89,8 @@ class Settings(BaseSettings):
     def hosts(self) -> frozenset[str] | None:
         """Names a request's Host header may have; None for any."""
         if self.loopback or self.allowed_hosts:
-            return frozenset(name.lower() for name in (*LOCAL_NAMES, *self.allowed_hosts))
+            own = f"[{self.host}]" if ":" in self.host else self.host
+            return frozenset(name.lower() for name in (*LOCAL_NAMES, own, *self.allowed_hosts))
         return None
 
 

@@ -24,7 +24,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, WeakValueDictionary
 
 from cod_agent.errors import CodError, NotADatabase, StoreBusy, StoreError, StoreFull
 from cod_agent.memory import schema
@@ -87,8 +87,10 @@ class Memory:
         """Row ids of content already stored (messages and heads by hash); only touched inside a job."""
         self._uses = 1
         self._lock = threading.Lock()
-        # By event loop, as locks belong to one and the sync twins bring a new one each time.
-        self._locks: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[str, asyncio.Lock]] = WeakKeyDictionary()
+        # By event loop, as locks belong to one and the sync twins bring a new one each time; a lock is there while anybody has it.
+        self._locks: WeakKeyDictionary[asyncio.AbstractEventLoop, WeakValueDictionary[str, asyncio.Lock]] = (
+            WeakKeyDictionary()
+        )
         self._queues: dict[asyncio.AbstractEventLoop, _Queue] = {}
         self._commit_seconds = 0.0
         self._guard: Any = None
@@ -147,7 +149,8 @@ class Memory:
 
     def lock(self, name: str) -> asyncio.Lock:
         """A lock that agents of this process share: a lease keeps other processes away, not another agent of this one."""
-        return self._locks.setdefault(asyncio.get_running_loop(), {}).setdefault(name, asyncio.Lock())
+        locks = self._locks.setdefault(asyncio.get_running_loop(), WeakValueDictionary())
+        return locks.setdefault(name, asyncio.Lock())
 
     def write_sync(self, job: Job[T]) -> T:
         """`write` for code without an event loop."""
