@@ -375,6 +375,16 @@ async def test_a_task_is_tried_until_the_model_answers(tmp_path: Path, server: S
         assert (await host.http.get("/ready")).json()["ready"] is True
 
 
+async def test_an_update_is_tried_until_the_model_answers(tmp_path: Path, server: ScriptedServer) -> None:
+    async with near(tmp_path, server.url) as host:
+        await host.submit()
+        server.reply = lambda request, n: Fault(garbage=b"<html>")
+        path = "/v1/agents/a/runs/life/tasks/0/feedback"
+        assert (await host.http.post(path, json={"reward": 1})).json()["error"]["type"] == "ModelGarbled"
+        server.reply = reply
+        assert (await host.eventually(0, "updated"))["outcome"]["context"] == "a note"
+
+
 async def test_a_task_that_cannot_be_lived_can_be_given_up(tmp_path: Path, server: ScriptedServer) -> None:
     server.reply = lambda request, n: Fault(status=401)
     async with near(tmp_path, server.url) as host:

@@ -223,11 +223,10 @@ class Service:
                 outcome = await agent.feedback(job.position, job.feedback.reward, job.feedback.text, run=line.run)
             else:
                 outcome = await agent.solve(job.task, run=line.run, position=job.position)  # type: ignore[arg-type]
-        except ModelGarbled:
-            raise
         except ModelError as error:
-            self.trouble = type(error).__name__
-            job.recorded = True
+            job.recorded = True  # the model is asked after the feedback is on record
+            if not isinstance(error, ModelGarbled):
+                self.trouble = type(error).__name__
             raise
         self.trouble = ""
         return outcome
