@@ -26,11 +26,14 @@ from typer.testing import CliRunner
 pytest.importorskip("pydantic_settings")
 pytest.importorskip("uvicorn")
 
+import uvicorn
+
 from cod_agent import CoDAgent, Task
 from cod_agent.cli import app
 from cod_agent.environments import FrozenLake
 from cod_agent.errors import ModelRefused, UnknownName, UsageError
 from cod_agent.host.app import make_app
+from cod_agent.host.server import _close_silent
 from cod_agent.host.service import Service
 from cod_agent.host.settings import Settings, load, token_of
 from cod_agent.memory.verify import verify
@@ -337,6 +340,34 @@ def test_a_client_that_leaves_in_the_middle_of_its_body_is_no_fault_of_the_servi
             time.sleep(0.2)
         host.submit()
         assert "Traceback" not in host.said()
+
+
+async def test_a_connection_that_does_not_get_to_a_request_is_closed() -> None:
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await asyncio.sleep(0.5)
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"2")]})
+        await send({"type": "http.response.body", "body": b"ok"})
+
+    server = uvicorn.Server(uvicorn.Config(app, port=0, lifespan="off", log_config=None))
+    closing, serving = asyncio.create_task(_close_silent(server, 0.1)), asyncio.create_task(server.serve())
+    while not server.started:
+        await asyncio.sleep(0.01)
+    port = server.servers[0].sockets[0].getsockname()[1]
+    request = b"GET / HTTP/1.1\r\nhost: x\r\n\r\n"
+    closed = []
+    for begun, then in ((b"", b""), (request[:9], b""), (request, b""), (request, request[:9])):
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(begun)
+        if begun == request:
+            assert (await reader.readuntil(b"ok")).startswith(b"HTTP/1.1 200"), "a slow answer is waited for"
+        writer.write(then)
+        await asyncio.sleep(0.4)
+        closed.append(reader.at_eof())
+        writer.close()
+    assert closed == [True, True, False, True], "between two requests a connection may rest"
+    server.should_exit = True
+    await serving
+    closing.cancel()
 
 
 async def test_behind_a_proxy_reading_needs_the_token_too(tmp_path: Path, server: ScriptedServer) -> None:
