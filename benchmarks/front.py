@@ -3,7 +3,7 @@
     python benchmarks/front.py [--requests 480] [--repeats 5]
 
 Client and front share this process, the server that answers at once has one of its own. Prints JSON: milliseconds a request, median over
-the repeats, with one client and with 16 at once.
+the repeats, with one client, with 16 and with 128 at once.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ async def measure(url: str, requests: int, repeats: int) -> dict[str, float]:
     ways = {"direct": (url, WEIGHTS), "front": (front.base_url, "policy")}
     for base, model in ways.values():  # connections and imports are not what is measured
         await spent(transport, base, model, 64, 16)
-    for clients in (1, 16):
+    for clients in (1, 16, 128):
         found: dict[str, list[tuple[float, float]]] = {name: [] for name in ways}
         for _ in range(repeats):
             for name, (base, model) in ways.items():
@@ -68,7 +68,7 @@ async def measure(url: str, requests: int, repeats: int) -> dict[str, float]:
 
 def main() -> None:
     options = argparse.ArgumentParser()
-    options.add_argument("--requests", type=int, default=480)
+    options.add_argument("--requests", type=int, default=512)
     options.add_argument("--repeats", type=int, default=5)
     chosen = options.parse_args()
     with scripted_server() as url:

@@ -11,6 +11,7 @@ import json
 import os
 import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -46,7 +47,7 @@ from cod_train.serving.events import Events
 from cod_train.serving.front import Front
 from cod_train.serving.switch import Serving, tolerance
 
-QUESTIONS = ["Hello", "And now?", "Why?"]
+QUESTIONS = ["Hello", "And now?", "Why?", *(f"What is {n} + {n}?" for n in range(9))]
 BLUE, GREEN, THIRD = "embedded-base", "embedded", "novice"
 
 
@@ -419,6 +420,20 @@ async def test_a_locked_registry_is_told_later_and_the_trouble_once(
         assert registry.get(GREEN).state == "rejected"
 
 
+async def test_a_server_that_dies_comes_back_while_the_registry_is_locked(registry: Registry, tmp_path: Path) -> None:
+    async with serving(registry, tmp_path) as running:
+        with sqlite3.connect(registry.path, isolation_level=None) as other:
+            other.execute("BEGIN EXCLUSIVE")
+            await asyncio.sleep(0.1)  # it is being read
+            Scripted.started[0].die()
+            await running.happens("restarted")
+            assert await running.says() == BLUE
+            other.execute("ROLLBACK")
+        other.close()
+        registry.promote(GREEN, "better")
+        await running.until(lambda: running.front.serving == weights(registry, GREEN))
+
+
 async def test_blue_may_die_while_green_starts(registry: Registry, tmp_path: Path) -> None:
     async with serving(registry, tmp_path) as running:
         Scripted.trouble[GREEN] = "never"
@@ -675,6 +690,15 @@ async def test_a_port_in_use_ends_the_command_before_anything_starts(made: Path)
         )
     assert done.returncode == 1 and f"port {port}" in done.stderr and "another --port" in done.stderr
     assert "starting" not in done.stderr
+
+
+def test_a_log_folder_that_cannot_be_made_is_said(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    words = ["serve", GREEN, "--engine", "embedded", "--port", "0", "--log", str(tmp_path / "file" / "log")]
+    done = subprocess.run(
+        [sys.executable, "-m", "cod_agent.cli", *words], capture_output=True, text=True, timeout=120, cwd=tmp_path
+    )
+    assert done.returncode == 1 and "choose another --log" in done.stderr and "Traceback" not in done.stderr
 
 
 @asynccontextmanager

@@ -172,7 +172,10 @@ async def _serve(
 
     front = Front(name, *where)
     await front.start()  # a port in use is said before anything slow begins
-    events = Events(log, lambda line: typer.echo(line, err=True))
+    try:
+        events = Events(log, lambda line: typer.echo(line, err=True))
+    except OSError as error:
+        raise UsageError(f"cannot make the folder {log}: {error.strerror}; choose another --log") from None
     ready_timeout, drain = limits
     serving = Serving(source, engine, front, events, log_folder=log, ready_timeout=ready_timeout, drain=drain)
     interrupted = _listen(serving)

@@ -6,8 +6,7 @@
                                              and the promotion is taken back: rejected, with the reason
 
 A green is compared with the checkpoint's own log-probabilities (`cod_train.probe`), because a server that answers is not yet one
-that has loaded the right weights. Adapters of the base that is running are loaded into the running server under a name of
-their own; the way is the same. A server that dies is started again.
+that has loaded the right weights. Adapters are loaded into their running base; the way is the same. A server that dies is started again.
 """
 
 from __future__ import annotations
@@ -90,6 +89,7 @@ class Serving:
         self._coming: Checkpoint | None = None
         self._bringing: asyncio.Task[None] | None = None
         self._retiring: asyncio.Task[None] | None = None
+        self._reading: asyncio.Task[Checkpoint | None] | None = None
         self._servers: list[ModelServer] = []
         self._refused: dict[str, str] = {}
         """Weights that did not come to serve, and why."""
@@ -150,7 +150,6 @@ class Serving:
             if taken_back:
                 await self._abandon("its promotion was taken back")
         elif self._held is None or (self._retiring is None and self._held.weights != wanted.weights):
-            # While nothing serves, nobody waits for what is left of an old server's answers.
             self._coming = wanted
             self._bringing = asyncio.create_task(self._bring(wanted, self._held))
 
@@ -169,21 +168,19 @@ class Serving:
         """
         if isinstance(self._source, Checkpoint):
             return self._source
-        if self._wanted_now is None or time.monotonic() - self._looked >= POLL:
+        if self._reading is None and (self._wanted_now is None or time.monotonic() - self._looked >= POLL):
+            self._reading = asyncio.create_task(self._promoted(self._source))
+        if self._reading is not None:
+            # A locked file takes its time; servers are looked after meanwhile.
+            await asyncio.wait({self._reading}, timeout=None if self._last is None else LOOK)
+        if self._reading is not None and self._reading.done():
+            done, self._reading, self._looked = self._reading, None, time.monotonic()
             try:
-                found = await asyncio.to_thread(self._source.promoted)
-                if found is None and self._last is None:
-                    raise UsageError(
-                        f"nothing is promoted in {self._source.path}: `cod promote NAME`, or name a checkpoint to serve"
-                    )
-                if found is not None and found.weights in self._refused:
-                    found = await self._taken_back(self._source, found)
-                self._wanted_now = found
+                self._wanted_now = done.result()
             except CodError as error:
                 if self._last is None:
                     raise
                 self._trouble(f"the registry: {error}")
-            self._looked = time.monotonic()
         wanted = self._wanted_now
         if wanted is None or wanted.weights in self._refused:
             wanted = self._last
@@ -191,19 +188,26 @@ class Serving:
             raise UsageError("there is nothing to serve")
         return wanted
 
-    async def _taken_back(self, registry: Registry, target: Checkpoint) -> Checkpoint:
-        """Reject what is promoted and was refused here; what is promoted then.
+    async def _promoted(self, registry: Registry) -> Checkpoint | None:
+        """What is promoted; what was refused here is taken back first.
 
         Here and not where it is refused: the registry may be locked then, or a later promotion may be rolled back to it.
 
         Raises:
-            CodError: the registry cannot be told; it is tried again at the next look.
+            CodError: the registry cannot be read or told, or nothing is promoted and nothing served yet.
         """
-        why = f"not served: {self._refused[target.weights]}"
+        found = await asyncio.to_thread(registry.promoted)
+        if found is None and self._last is None:
+            raise UsageError(
+                f"nothing is promoted in {registry.path}: `cod promote NAME`, or name a checkpoint to serve"
+            )
+        if found is None or found.weights not in self._refused:
+            return found
+        name, why = found.name, f"not served: {self._refused[found.weights]}"
         try:
-            return await asyncio.to_thread(lambda: registry.rollback(why, to="rejected", only=target.name))
+            return await asyncio.to_thread(lambda: registry.rollback(why, to="rejected", only=name))
         except CodError as error:
-            raise CodError(f"it could not be told that {target.name} is rejected: {error}") from None
+            raise CodError(f"it could not be told that {name} is rejected: {error}") from None
 
     def _trouble(self, why: str) -> None:
         if why != self._front.trouble:  # once, not at every look
@@ -363,8 +367,8 @@ class Serving:
         self._servers = [one for one in self._servers if one is not server]
 
     async def _end(self) -> None:
-        await _cancelled(self._bringing)
-        await _cancelled(self._retiring)
+        for task in (self._bringing, self._retiring, self._reading):
+            await _cancelled(task)
         closing = asyncio.create_task(self._front.aclose(self._drain))
         hurried = asyncio.create_task(self._hurried.wait())
         await asyncio.wait({closing, hurried}, return_when=asyncio.FIRST_COMPLETED)
@@ -386,7 +390,7 @@ def _base(checkpoint: Checkpoint) -> Path:
     return checkpoint.base or checkpoint.folder
 
 
-async def _cancelled(task: asyncio.Task[None] | None) -> None:
+async def _cancelled(task: asyncio.Task[Any] | None) -> None:
     if task is not None:
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
