@@ -27,7 +27,7 @@ Kind = Literal["full", "adapter"]
 _SERVED = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.txt", "*.py")
 _BESIDE = ("probe.json",)
 _SAME = ("model_type", "hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
-_SAME_IF_SAID = ("intermediate_size", "num_key_value_heads", "head_dim")
+_SAME_IF_SAID = ("intermediate_size", "num_key_value_heads", "head_dim", "hidden_act", "rms_norm_eps", "sliding_window")
 _CHUNK = 1 << 24
 _EXPONENTS = {
     "F64": ("<u8", 0x7FF0_0000_0000_0000),
@@ -37,6 +37,9 @@ _EXPONENTS = {
     "F8_E5M2": ("u1", 0x7C),
 }
 """What a number is stored in, and its exponent bits: all of them set is an infinity or no number."""
+
+_BYTES = {name: np.dtype(kind).itemsize for name, (kind, _) in _EXPONENTS.items()}
+_BYTES |= {"F8_E4M3": 1, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,8 +82,10 @@ def contents(folder: Path) -> Contents:
 
 
 def served_files(folder: Path) -> dict[str, str]:
-    """SHA-256 of each file of a folder that a server reads, by name: weights, configs, tokenizer, chat template."""
+    """SHA-256 of each file of a folder that a server reads, by name. Raises: UsageError: something of such a name is no file."""
     found = {path for pattern in _SERVED for path in folder.glob(pattern) if path.name not in _BESIDE}
+    if odd := sorted(path for path in found if not path.is_file()):
+        raise UsageError(f"{odd[0]} is a folder, or a link to nothing: a checkpoint's files lie side by side")
     return {path.name: _sha256(path) for path in sorted(found)}
 
 
@@ -140,8 +145,10 @@ def check_like(child: Path, base: Path | None, parent: Path, parents_base: Path 
     mine, its = (_text_config(needed_json(place / "config.json")) for place in (ours, theirs))
     differ = [key for key in _SAME if mine.get(key) != its.get(key)]
     differ += [key for key in _SAME_IF_SAID if mine.get(key) and its.get(key) and mine[key] != its[key]]
-    if differ:
-        said = ", ".join(f"{key} {mine.get(key)} instead of {its.get(key)}" for key in differ)
+    said = ", ".join(f"{key} {mine.get(key)} instead of {its.get(key)}" for key in differ)
+    if not said and _rotary(mine) != _rotary(its):
+        said = f"rotary embedding {_rotary(mine)} instead of {_rotary(its)}"
+    if said:
         raise UsageError(f"{ours / 'config.json'} is of another architecture than its parent {theirs}: {said}")
     have, want = shapes(ours), shapes(theirs)
     odd = sorted(
@@ -152,6 +159,7 @@ def check_like(child: Path, base: Path | None, parent: Path, parents_base: Path 
             f"the weights of {ours} are not those of its parent's architecture: {odd[0]} is {have.get(odd[0], 'missing')}, "
             f"in {theirs} {want.get(odd[0], 'missing')} ({len(odd)} tensors differ)"
         )
+    _check_limits(ours, theirs)
     ours, theirs = speaks(child, base), speaks(parent, parents_base)
     if chat_template(ours) != chat_template(theirs):
         raise UsageError(
@@ -162,6 +170,23 @@ def check_like(child: Path, base: Path | None, parent: Path, parents_base: Path 
         raise UsageError(
             f"the tokenizer of {ours} ({', '.join(_differing(ours, theirs))}) is not that of its parent ({theirs}): the same "
             "text would be other tokens; copy the parent's"
+        )
+
+
+def _check_limits(ours: Path, theirs: Path) -> None:
+    """Neither longest conversation nor ends of a turn are others: what a probe's short answers do not show. Raises: UsageError."""
+    longest = [
+        _text_config(needed_json(place / "config.json")).get("max_position_embeddings") for place in (ours, theirs)
+    ]
+    if longest[1] and not (isinstance(longest[0], int) and longest[0] >= longest[1]):
+        raise UsageError(
+            f"{ours / 'config.json'} takes conversations of {longest[0]} tokens (max_position_embeddings), its parent {theirs} of "
+            f"{longest[1]}: agents that live would be cut off; export it again"
+        )
+    if _ends(ours) != _ends(theirs):
+        raise UsageError(
+            f"the answers of {ours} end at the tokens {_ends(ours)} (eos_token_id), those of its parent {theirs} at {_ends(theirs)}: "
+            "they would be cut off or go on; copy the parent's generation_config.json"
         )
 
 
@@ -185,7 +210,10 @@ def chat_template(folder: Path) -> str:
     """
     file = folder / "chat_template.jinja"
     if file.is_file():
-        return file.read_text()
+        try:
+            return file.read_text(encoding="utf-8")
+        except (OSError, ValueError) as error:
+            raise UsageError(f"{file} cannot be read as text: {error}") from None
     for name in ("tokenizer_config.json", "chat_template.json"):
         said = (_json(folder / name) or {}).get("chat_template")
         if isinstance(said, list):  # named ones; `default` is what chat uses
@@ -225,6 +253,12 @@ def weight_files(folder: Path) -> list[Path]:
         raise UsageError(f"no *.safetensors in {folder}: give the folder of a Hugging Face model or adapter")
     index = _json(folder / "model.safetensors.index.json")
     if index is None:
+        names = [name for file in found for name in _header(file)[0]]
+        if len(names) != len(set(names)):  # which of them is loaded depends on who loads
+            twice = next(name for name in names if names.count(name) > 1)
+            raise UsageError(
+                f"{twice} is in several files of {folder}, and no index says which counts: remove what is too much"
+            )
         return found
     where = index.get("weight_map")
     if not isinstance(where, dict) or not where:
@@ -280,12 +314,19 @@ def _header(file: Path) -> tuple[dict[str, Mapping[str, Any]], int]:
             header = json.loads(raw.read(length))
         header.pop("__metadata__", None)
         ends = [int(entry["data_offsets"][1]) for entry in header.values()]
-        sound = all(math.prod(entry["shape"]) >= 0 and entry["dtype"] for entry in header.values())
+        sound = all(_fits(entry) for entry in header.values())
         if not header or not sound or max(ends) != size - 8 - length:
             raise ValueError
-    except (ValueError, KeyError, TypeError, AttributeError, struct.error):
+    except (ValueError, KeyError, TypeError, AttributeError, struct.error, RecursionError):
         raise UsageError(f"{file} is damaged or cut off: fetch or export it again") from None
     return header, 8 + length
+
+
+def _fits(entry: Mapping[str, Any]) -> bool:
+    """Whether a tensor's bytes are as many as its shape says, where its type's size is known."""
+    begin, end = entry["data_offsets"]
+    count, size = math.prod(entry["shape"]), _BYTES.get(entry["dtype"])
+    return bool(entry["dtype"]) and 0 <= begin <= end and count >= 0 and (size is None or end - begin == count * size)
 
 
 def _tokenizer(folder: Path) -> str:
@@ -324,13 +365,29 @@ def _text_config(config: dict[str, Any]) -> dict[str, Any]:
     return {"model_type": config.get("model_type"), **inner} if isinstance(inner, dict) else config
 
 
+def _rotary(config: dict[str, Any]) -> dict[str, Any]:
+    """Base and scaling of the rotary embedding, in whichever version's words."""
+    said = {**(config.get("rope_scaling") or {}), **(config.get("rope_parameters") or {})}
+    kind, theta = said.pop("type", "default"), said.pop("rope_theta", None) or config.get("rope_theta")
+    kind = said.pop("rope_type", kind)
+    return {"rope_theta": float(theta) if theta else None, "rope_type": kind, **said}
+
+
+def _ends(folder: Path) -> list[int]:
+    """The tokens at which answers end, as servers read them."""
+    config = needed_json(folder / "config.json")
+    own = config.get("eos_token_id", _text_config(config).get("eos_token_id"))
+    said = (_json(folder / "generation_config.json") or {}).get("eos_token_id", own)
+    return sorted(said) if isinstance(said, list) else [said] if said is not None else []
+
+
 def _json(path: Path) -> dict[str, Any] | None:
     """None where there is no such file. Raises: UsageError: it is no JSON object."""
     try:
-        read = json.loads(path.read_text())
+        read = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, RecursionError) as error:
         raise UsageError(f"{path} cannot be read as JSON: {error}") from None
     if not isinstance(read, dict):
         raise UsageError(f"{path} is no JSON object")

@@ -204,12 +204,12 @@ class Registry(RegistryFile):
         self.write(lambda conn: self._promote(conn, name, why, verdict))
 
     def reject(self, name: str, why: str, verdict: int | None = None) -> None:
-        """Never have it served. Of the promoted one: nothing is promoted then; `rollback` has what came before it serve again.
+        """Never have a candidate served. (The promoted one is rejected by `rollback`, which says what serves instead.)
 
         Raises:
-            UsageError: it is retired or rejected already.
+            UsageError: it is no candidate.
         """
-        self.write(lambda conn: self._change(conn, self.get(name), "reject", "rejected", why, verdict))
+        self.write(lambda conn: self._reject(conn, name, why, verdict))
 
     def rollback(self, why: str, *, to: State = "retired", only: str | None = None) -> Checkpoint:
         """Take the last promotion back: what was promoted before it is promoted again, and returned. Again goes further back.
@@ -235,8 +235,7 @@ class Registry(RegistryFile):
             self._change(conn, self.get(before[-1]), "rollback", "promoted", why, None)
 
         self.write(back)
-        found = self.promoted()
-        if found is None:
+        if (found := self.promoted()) is None:
             raise UsageError("there is nothing to go back to: nothing is promoted")
         return found
 
@@ -256,7 +255,7 @@ class Registry(RegistryFile):
             if promoted:
                 self._promote(conn, candidate, why, number)
             else:
-                self._change(conn, self.get(candidate), "reject", "rejected", why, number)
+                self._reject(conn, candidate, why, number)
             return number
 
         return self.write(job)
@@ -299,6 +298,12 @@ class Registry(RegistryFile):
         if now is not None and now.name != name:
             self._change(conn, now, "promote", "retired", f"{name} is promoted", None)
         self._change(conn, found, "promote", "promoted", why, verdict)
+
+    def _reject(self, conn: sqlite3.Connection, name: str, why: str, verdict: int | None) -> None:
+        found = self.get(name)
+        if found.state == "promoted":  # or nothing would be, and the next were compared with nothing
+            raise UsageError(f"{found.name} is promoted: `cod rollback` takes that back")
+        self._change(conn, found, "reject", "rejected", why, verdict)
 
     def _change(
         self, conn: sqlite3.Connection, found: Checkpoint, act: str, to: State, why: str, verdict: int | None

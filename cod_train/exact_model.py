@@ -33,7 +33,9 @@ def load_exactly(folder: Path, base: Path | None = None) -> tuple[PreTrainedMode
         with quietly():
             model, info = load(base or folder, dtype=torch.float32, local_files_only=True, output_loading_info=True)
         tokenizer = AutoTokenizer.from_pretrained(speaks(folder, base), local_files_only=True)
-    except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
+    except MemoryError:
+        raise
+    except Exception as error:  # what a damaged file or a config of nonsense raises is anybody's guess
         raise UsageError(f"transformers cannot load {base or folder}: {error}") from None
     for what in ("missing_keys", "mismatched_keys"):
         if odd := sorted(map(str, info.get(what) or ())):

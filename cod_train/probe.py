@@ -107,7 +107,9 @@ class Probe:
         try:
             said = json.loads((folder / FILE).read_text())
             items = [Item(**item) for item in said["items"]]
-            if not items or any(len(item.answer_ids) != len(item.logprobs) for item in items):
+            if len(items) < FEWEST or any(
+                len(item.answer_ids) != len(item.logprobs) or not item.logprobs for item in items
+            ):
                 raise ValueError
         except FileNotFoundError:
             raise UsageError(f"{folder} has no {FILE}: `cod checkpoint add` makes it") from None

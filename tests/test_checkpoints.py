@@ -8,6 +8,7 @@ import multiprocessing
 import shutil
 import signal
 import sqlite3
+import struct
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -95,6 +96,14 @@ def test_what_is_rejected_stays_rejected(registry: Registry):
     with pytest.raises(UsageError, match="cannot become rejected"):
         registry.reject("a", "again")
     assert [change.why for change in registry.history("a")] == ["added", "worse"]
+
+
+def test_a_late_rejection_does_not_leave_nothing_promoted(registry: Registry):
+    """Two gates judged the same candidate, and the first promoted it."""
+    three(registry)
+    with pytest.raises(UsageError, match="c is promoted: `cod rollback`"):
+        registry.decide("c", "b", False, {}, "unlucky packs")
+    assert states(registry)["c"] == "promoted" and not registry.verdicts()
 
 
 def test_the_tables_themselves_forbid_edits(registry: Registry):
@@ -190,7 +199,46 @@ def a_layer_less(folder: Path) -> None:
     save_file(kept, folder / "model.safetensors", {"format": "pt"})
 
 
+def header(name: str, **said: object) -> Callable[[Path], None]:
+    """A tensor's entry in the weights' header, changed."""
+
+    def change(folder: Path) -> None:
+        file = folder / "model.safetensors"
+        raw = file.read_bytes()
+        (length,) = struct.unpack("<Q", raw[:8])
+        entries = json.loads(raw[8 : 8 + length])
+        entries[name] |= said
+        new = json.dumps(entries).encode()
+        file.write_bytes(struct.pack("<Q", len(new)) + new + raw[8 + length :])
+
+    return change
+
+
+def weights_twice(folder: Path) -> None:
+    shutil.copy(folder_of("naive-base") / "model.safetensors", folder / "more.safetensors")
+
+
+def written(name: str, text: str | bytes) -> Callable[[Path], None]:
+    raw = text if isinstance(text, bytes) else text.encode()
+    return lambda folder: (folder / name).write_bytes(raw) and None
+
+
 BAD = {
+    "a shape that does not fit": (header("model.norm.weight", dtype="I32"), "damaged or cut off"),
+    "a type nobody knows": (header("model.norm.weight", dtype="X9"), "cannot load"),
+    "a header without end": (written("model.safetensors", struct.pack("<Q", 200_000) + b"[" * 200_000), "damaged"),
+    "the same tensor twice": (weights_twice, "is in several files"),
+    "a link to nothing": (lambda folder: (folder / "x.json").symlink_to(folder / "gone"), "a link to nothing"),
+    "a config without end": (written("config.json", "[" * 200_000), "cannot be read as JSON"),
+    "a config of nonsense": (config(tie_word_embeddings="?"), "cannot load"),
+    "a template that is no text": (written("chat_template.jinja", b"\xff\xfe"), "cannot be read as text"),
+    "shorter conversations": (config(max_position_embeddings=160), "takes conversations of 160 tokens"),
+    "other ends": (written("generation_config.json", '{"eos_token_id": [3, 503]}'), r"\[3, 503\] .* parent .* \[3\]"),
+    "another rotary base": (config(rope_parameters={"rope_theta": 9.0}), "rotary embedding"),
+    "a rotary embedding that is scaled": (
+        config(rope_scaling={"rope_type": "dynamic", "factor": 4.0}),
+        "rotary embedding",
+    ),
     "no config": (without("config.json"), "no config.json"),
     "no weights": (without("model.safetensors"), r"no \*.safetensors"),
     "no tokenizer": (without("tokenizer.json"), "has no tokenizer"),
@@ -401,5 +449,6 @@ def test_a_file_that_was_changed_since_is_found(tmp_path: Path):
     (tmp_path / "one" / "generation_config.json").write_text("{}")
     probe = tmp_path / "one" / "probe.json"
     probe.write_text(probe.read_text().replace("Hello", "Hullo"))
+    shutil.copy(folder_of("naive-base") / "model.gguf", tmp_path / "one" / "model.gguf")
     result = CliRunner().invoke(app, ["show", "one", "--check", *at])
-    assert result.exit_code == 1 and "changed files: generation_config.json, probe.json" in result.stdout
+    assert result.exit_code == 1 and "changed files: generation_config.json, model.gguf, probe.json" in result.stdout

@@ -235,6 +235,7 @@ def _command(*words: Any, registry: Path) -> str:
 
 def _changed_files(registry: Registry, found: Checkpoint) -> list[str]:
     from cod_agent.memory.hashing import text_hash
+    from cod_agent.models.gguf import fingerprint
     from cod_train.checkpoint_files import contents
     from cod_train.probe import FILE, Probe
 
@@ -244,6 +245,9 @@ def _changed_files(registry: Registry, found: Checkpoint) -> list[str]:
         now[FILE] = text_hash(Probe.load(found.folder).text())
     except UsageError as error:
         return [str(error)]
+    if found.gguf is not None:
+        kept[found.gguf.name] = found.gguf_weights
+        now[found.gguf.name] = fingerprint(found.gguf) if found.gguf.is_file() else "gone"
     return sorted(name for name in kept.keys() | now.keys() if kept.get(name) != now.get(name))
 
 
