@@ -21,6 +21,7 @@ candidate's fault, and a rejection; all other trouble is an error, and decides n
 from __future__ import annotations
 
 import json
+import math
 import os
 from dataclasses import replace
 from pathlib import Path
@@ -31,7 +32,7 @@ from cod_agent.environments.base import Form
 from cod_agent.errors import UsageError
 from cod_agent.evaluation import Plan, Watch
 from cod_train.checkpoint_files import check_like, form_of
-from cod_train.gate_lives import Lived, Undecided, Unfit, in_process, live, longest_answer
+from cod_train.gate_lives import Lived, Undecided, Unfit, check_there, in_process, live, longest_answer
 from cod_train.gate_rule import MARGIN, Check, Verdict, checks, unfit, why
 
 if TYPE_CHECKING:
@@ -141,7 +142,7 @@ async def decide(
     candidate, incumbent = registry.get(name), registry.promoted()
     _check_candidate(registry, candidate)
     note = _read_note(folder)
-    seed = int(note["seed"]) if note is not None else registry.fresh_seed()
+    seed = int(note["seed"]) if note is not None else _unseen_seed(registry, name)
     verdict = await compare(
         candidate, incumbent, world=world, seed=seed, folder=folder, packs=packs, pack_size=pack_size, **more
     )
@@ -154,6 +155,15 @@ async def decide(
     said = {**verdict.json(), "folder": str(folder)}
     number = registry.decide(candidate.name, incumbent.name if incumbent else None, verdict.promoted, said, verdict.why)
     return next(kept for kept in registry.verdicts(candidate.name) if kept.id == number)
+
+
+def _unseen_seed(registry: Registry, name: str) -> int:
+    """A fresh seed of which nothing in the candidate's lineage was trained on a pack: another registry's gate may have had it."""
+    runs = [run.run for one in registry.lineage(name) for run in registry.training_runs(one.name)]
+    while True:
+        seed = registry.fresh_seed()
+        if not any(f"/eval/{seed}/" in run for run in runs):
+            return seed
 
 
 def _check_candidate(registry: Registry, candidate: Checkpoint) -> None:
@@ -179,8 +189,10 @@ def _check_asked(candidate: Checkpoint, incumbent: Checkpoint | None, world: str
     make_world(world)
     if packs < FEWEST:
         raise UsageError(f"a verdict needs at least {FEWEST} packs, not {packs}: {PACKS} tell differences of .05")
-    if not margin > 0:
-        raise UsageError(f"the margin must be above 0, not {margin:g}: with none, packs without end could not show it")
+    if not 0 < margin < math.inf:
+        raise UsageError(
+            f"the margin must be above 0 and finite, not {margin:g}: with none, packs without end could not show it"
+        )
     if incumbent is not None and incumbent.digest == candidate.digest:
         raise UsageError(
             f"{candidate.name} has the very weights of {incumbent.name}, which is promoted: there is nothing to compare"
@@ -188,7 +200,8 @@ def _check_asked(candidate: Checkpoint, incumbent: Checkpoint | None, world: str
 
 
 def _check_language(candidate: Checkpoint, incumbent: Checkpoint) -> None:
-    """Agents that are alive get the candidate's tokens for what they say: they must be the incumbent's. Raises: Unfit."""
+    """Agents that are alive get the candidate's tokens for what they say: they must be the incumbent's. Raises: Unfit, Undecided."""
+    check_there(candidate)
     try:
         check_like(candidate.folder, candidate.base, incumbent.folder, incumbent.base)
     except UsageError as error:

@@ -26,7 +26,7 @@ from cod_agent.memory.readonly import look
 from cod_agent.models import LONGEST_POLICY_ANSWER
 from cod_agent.models.gguf import fingerprint
 from cod_train.checkpoint_files import contents, needed_json
-from cod_train.probe import TOLERANCE, TOLERANCE_16BIT, Comparison, Probe, compare_file, compare_served
+from cod_train.probe import FILE, TOLERANCE, TOLERANCE_16BIT, Comparison, Probe, compare_file, compare_served
 
 if TYPE_CHECKING:
     from cod_train.checkpoints import Checkpoint
@@ -131,18 +131,23 @@ def _unfit(blame: bool) -> Iterator[None]:
         raise Unfit(f"{type(error).__name__}: {error}") from error
 
 
+def check_there(checkpoint: Checkpoint) -> None:
+    """Raises: Undecided: its files are away, as with a disk that is not mounted; that says nothing about it."""
+    for path in (checkpoint.folder, checkpoint.base, checkpoint.gguf):
+        if path is not None and not path.exists():
+            raise Undecided(f"{path} of {checkpoint.name} is gone: put it back")
+
+
 def _check_files(checkpoint: Checkpoint) -> None:
-    """Raises: Unfit: its files are not those that were registered."""
-    if contents(checkpoint.folder).digest != checkpoint.digest:
+    """Raises: Unfit: its files are not those that were registered. Undecided: as `check_there`."""
+    check_there(checkpoint)
+    held = contents(checkpoint.folder)
+    if (held.digest, held.base) != (checkpoint.digest, checkpoint.base):
         raise Unfit(
             f"the files in {checkpoint.folder} changed after {checkpoint.name} was registered: add them under another name"
         )
-    if checkpoint.gguf is not None and (
-        not checkpoint.gguf.is_file() or fingerprint(checkpoint.gguf) != checkpoint.gguf_weights
-    ):
-        raise Unfit(
-            f"{checkpoint.gguf} is gone, or not the file that was registered with {checkpoint.name}: export it again"
-        )
+    if checkpoint.gguf is not None and fingerprint(checkpoint.gguf) != checkpoint.gguf_weights:
+        raise Unfit(f"{checkpoint.gguf} is not the file that was registered with {checkpoint.name}")
 
 
 @asynccontextmanager
@@ -155,6 +160,10 @@ async def _answering(
         Unfit, Undecided.
     """
     probe = Probe.load(checkpoint.folder)
+    if probe.digest != checkpoint.digest:
+        raise Undecided(
+            f"{checkpoint.folder / FILE} is not of {checkpoint.name}: remove it, and add the folder under another name"
+        )
     if engine is None:
         if checkpoint.gguf is None:
             raise Unfit(f"{checkpoint.name} has no GGUF file: it cannot be played in this process")
@@ -253,4 +262,4 @@ def _recorded(database: Path, agent: str, names: tuple[str, ...]) -> tuple[int, 
     return sum(row[1] or 0 for row in found), sum(row[2] for row in found)
 
 
-__all__ = ["Lived", "Undecided", "Unfit", "in_process", "live", "longest_answer"]
+__all__ = ["Lived", "Undecided", "Unfit", "check_there", "in_process", "live", "longest_answer"]

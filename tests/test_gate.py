@@ -379,7 +379,12 @@ def test_weights_that_were_judged_are_not_judged_again(registry: Registry, tmp_p
 
 @pytest.mark.parametrize(
     ("more", "said"),
-    [({"packs": 4}, "at least 8 packs"), ({"margin": 0.0}, "above 0"), ({"pack_size": 0}, "at least 1")],
+    [
+        ({"packs": 4}, "at least 8 packs"),
+        ({"margin": 0.0}, "above 0"),
+        ({"margin": math.inf}, "finite"),
+        ({"pack_size": 0}, "at least 1"),
+    ],
 )
 def test_what_could_decide_nothing_is_refused(
     registry: Registry, tmp_path: Path, more: dict[str, Any], said: str
@@ -390,6 +395,32 @@ def test_what_could_decide_nothing_is_refused(
 
 
 # ---- trouble ----
+
+
+def test_files_that_are_away_decide_nothing(registry: Registry, tmp_path: Path) -> None:
+    """A disk that is not mounted is no fault of the weights, which could never be judged again."""
+    folder = registry.get("embedded").folder
+    for path in (folder, folder / "model.gguf"):
+        path.rename(tmp_path / "away")
+        with pytest.raises(Undecided, match="gone"):
+            decided(registry, "embedded", tmp_path / "g", packs=8)
+        (tmp_path / "away").rename(path)
+    assert registry.get("embedded").state == "candidate" and not registry.verdicts()
+
+
+def test_a_probe_of_other_weights_decides_nothing(registry: Registry, tmp_path: Path) -> None:
+    shutil.copy(registry.get("naive-base").folder / "probe.json", registry.get("embedded").folder)
+    with pytest.raises(Undecided, match=r"probe\.json is not of embedded"):
+        decided(registry, "embedded", tmp_path / "g", packs=8)
+
+
+def test_packs_that_were_trained_on_are_never_drawn(registry: Registry, tmp_path: Path) -> None:
+    """A new registry counts from the same seed as another one, whose gate's lives may have been training data."""
+    seen = registry.fresh_seed() + 1
+    incumbent, other = registry.promoted(), registry.get("naive-base")
+    asyncio.run(compare(other, incumbent, world=WORLD, packs=8, seed=seen, folder=tmp_path / "other"))
+    registry.add(registry.get("embedded").folder, name="knows", data=[tmp_path / "other" / "candidate.db"])
+    assert decided(registry, "knows", tmp_path / "g", packs=8).said["seed"] == seen + 1
 
 
 def test_trouble_of_the_machine_decides_nothing(
