@@ -82,6 +82,7 @@ def exported(
     """
     source = source.resolve()
     base = base or base_of(source)
+    _clear(out.absolute())
     if (
         out.exists()
         and not (out.is_dir() and not any(out.iterdir()))
@@ -219,9 +220,6 @@ def _beside(out: Path) -> Iterator[Path]:
     part = out.parent / f".{out.name}.part-{os.getpid()}"
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        for left in out.parent.glob(f".{out.name}.part-*"):
-            if left == part or not _alive(left.name.rpartition("-")[2]):  # of a process that was killed
-                shutil.rmtree(left, ignore_errors=True)
         part.mkdir()
         yield part
         for file in part.iterdir():
@@ -241,7 +239,22 @@ def _beside(out: Path) -> Iterator[Path]:
             raise StoreFull(f"{out} cannot be written ({error}): free space; nothing is left there") from error
         raise
     finally:
+        _put_back(part / "old", out)
         shutil.rmtree(part, ignore_errors=True)
+
+
+def _clear(out: Path) -> None:
+    """Remove what exports to `out` left that were killed."""
+    for left in out.parent.glob(f".{out.name}.part-*"):
+        if not _alive(left.name.rpartition("-")[2]):
+            _put_back(left / "old", out)
+            shutil.rmtree(left, ignore_errors=True)
+
+
+def _put_back(old: Path, out: Path) -> None:
+    """What was there before, if nothing took its place."""
+    if old.exists() and not out.exists():
+        old.rename(out)
 
 
 def _alive(pid: str) -> bool:

@@ -170,6 +170,14 @@ def test_what_a_killed_export_left_is_cleared_and_what_is_there_is_kept(tmp_path
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "taken"]
 
 
+def test_an_export_killed_between_its_renames_does_not_cost_what_was_there(tmp_path: Path):
+    left = tmp_path / ".out.part-999999999"
+    shutil.copytree(EMBEDDED, left / "old")
+    with pytest.raises(UsageError, match="there already"):
+        exported(folder_of("cloned"), tmp_path / "out", name="x", gguf=False)
+    assert (tmp_path / "out" / "config.json").is_file() and not left.exists()
+
+
 def test_other_architectures_are_sent_to_llama_cpp(tmp_path: Path):
     folder = tmp_path / "other"
     shutil.copytree(EMBEDDED, folder)
