@@ -222,11 +222,14 @@ class CoDAgent:
             await self._lifecycle(opened).live(due.position, due.task)
 
     async def abandon(self, *, run: str = LIFE, reason: str = "abandoned") -> None:
-        """Give up the task that stands unfinished at the end of a run, so that another can be solved."""
+        """Give up what stands unfinished in a run, so that another task can be solved: the task at its end, or else the first update
+        that is due, which a model may refuse for good; the last good context stays."""
         opened = await self._opened(run, None, None, must_exist=True)
         async with self._lock(run):
-            for known in await self.memory.read(lambda conn: read.in_state(conn, opened, "open")):
-                await self.memory.write(partial(self._lifecycle(opened).abort, known=known, reason=reason))
+            life = self._lifecycle(opened)
+            left = await self.memory.read(lambda conn: read.in_state(conn, opened, "open"))
+            for known in left or (await self.memory.read(lambda conn: read.due(conn, opened)))[:1]:
+                await self.memory.write(partial(life.abort if left else life.keep, known=known, reason=reason))
 
     @property
     def context(self) -> str:

@@ -103,6 +103,12 @@ class Lifecycle:
         runs.judged(conn, self.run, known, Feedback(reward=NAN, text=reason))
         runs.closed(conn, self.run, known)
 
+    def keep(self, conn: sqlite3.Connection, known: runs.Lived, reason: str) -> None:
+        """Inside a transaction: give up an update that is due; the last good context stays."""
+        latest = runs.latest_context(conn, self.run.id)
+        episode_id, _ = runs.begin_episode(conn, self.run.id, known.position, "update", latest.id)
+        runs.kept(conn, self.run, known, episode_id, reason)
+
     # ---- solve ----
 
     def _cleaned(self, task: Task) -> Task:

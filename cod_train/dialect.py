@@ -92,7 +92,7 @@ def read_request(raw: bytes, model: str) -> Asked:
     """
     try:
         body = json.loads(raw)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise Refused(f"the request is not JSON: {error}") from None
     if not isinstance(body, dict) or not isinstance(body.get("messages"), list) or not body["messages"]:
         raise Refused("a request is an object with `messages`, a list that is not empty")

@@ -26,7 +26,17 @@ from cod_agent.memory.readonly import look
 from cod_agent.models import LONGEST_POLICY_ANSWER
 from cod_agent.models.gguf import fingerprint
 from cod_train.checkpoint_files import contents, needed_json
-from cod_train.probe import FILE, TOLERANCE, TOLERANCE_16BIT, Comparison, Probe, compare_file, compare_served
+from cod_train.probe import (
+    FILE,
+    TOLERANCE,
+    TOLERANCE_16BIT,
+    Comparison,
+    Probe,
+    compare_file,
+    compare_served,
+    make_probe,
+    separation,
+)
 
 if TYPE_CHECKING:
     from cod_train.checkpoints import Checkpoint
@@ -150,6 +160,13 @@ def _check_files(checkpoint: Checkpoint) -> None:
         raise Unfit(f"{checkpoint.gguf} is not the file that was registered with {checkpoint.name}")
 
 
+def _check_probe(checkpoint: Checkpoint, probe: Probe) -> None:
+    """What servers will be held against is what the weights that they will load say, whatever else lies beside them. Raises: Unfit."""
+    off = separation(make_probe(checkpoint.folder, checkpoint.base), probe)
+    if not off <= TOLERANCE:
+        raise Unfit(f"{checkpoint.folder / FILE} is {off:.3g} nats off what the weights beside it say")
+
+
 @asynccontextmanager
 async def _answering(
     checkpoint: Checkpoint, plan: Plan, engine: Engine | None, folder: Path, blame: bool
@@ -164,6 +181,8 @@ async def _answering(
         raise Undecided(
             f"{checkpoint.folder / FILE} is not of {checkpoint.name}: remove it, and add the folder under another name"
         )
+    if blame:
+        await asyncio.to_thread(_check_probe, checkpoint, probe)
     if engine is None:
         if checkpoint.gguf is None:
             raise Unfit(f"{checkpoint.name} has no GGUF file: it cannot be played in this process")

@@ -15,6 +15,7 @@ from cod_agent import CoDAgent, Feedback, Memory, Message, Observation, Pack, Sa
 from cod_agent.environments import FrozenLake
 from cod_agent.errors import ModelError, NotADatabase, ReplayDiverged, StoreError, TaskMismatch, UnknownName, UsageError
 from cod_agent.events import Answered, ContextKept, ContextWritten, Judged, Observed, Solved, TaskBegun, TaskEnded
+from cod_agent.memory.verify import verify
 from cod_agent.models import resolve
 from cod_agent.models.scripted import ScriptedModel
 
@@ -330,6 +331,27 @@ async def test_an_unfinished_task_is_gone_on_with_or_abandoned(path: Path) -> No
             and lost.reason == "no longer wanted"
             and lost.update == "none"
         )
+
+
+async def test_an_update_that_the_model_refuses_for_good_can_be_given_up(path: Path) -> None:
+    model = Counting()
+    async with agent_on(path, model) as agent:
+        await agent.solve(TASKS[0])
+        model.down = True
+        for _ in range(2):  # it stands in the way of the next task, too
+            with pytest.raises(ModelError):
+                await agent.feedback(0, 1.0)
+        await agent.abandon(reason="too long to be read")
+        model.down = False
+        given_up = await agent.feedback(0, 1.0)
+        assert (given_up.reward, given_up.update, given_up.version, given_up.reason) == (
+            1.0,
+            "kept",
+            0,
+            "too long to be read",
+        )
+        assert (await agent.solve(TASKS[1])).position == 1
+    assert verify(path).ok
 
 
 async def test_a_lost_reward_is_no_reward_and_brings_no_update(path: Path) -> None:

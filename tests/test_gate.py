@@ -32,6 +32,7 @@ from cod_agent.evaluation.statistics import student  # noqa: E402
 from cod_agent.models.openai import OpenAIModel  # noqa: E402
 from cod_agent.policies import folder_of  # noqa: E402
 from cod_train import gate, gate_lives  # noqa: E402
+from cod_train.checkpoint_files import contents  # noqa: E402
 from cod_train.checkpoints import Checkpoint, KeptVerdict, Registry  # noqa: E402
 from cod_train.cli import promote as promote_command  # noqa: E402
 from cod_train.cli import rollback as rollback_command  # noqa: E402
@@ -412,6 +413,18 @@ def test_a_probe_of_other_weights_decides_nothing(registry: Registry, tmp_path: 
     shutil.copy(registry.get("naive-base").folder / "probe.json", registry.get("embedded").folder)
     with pytest.raises(Undecided, match=r"probe\.json is not of embedded"):
         decided(registry, "embedded", tmp_path / "g", packs=8)
+
+
+def test_a_forged_probe_does_not_hide_what_would_serve(registry: Registry, tmp_path: Path) -> None:
+    """The gate plays the GGUF file; a server loads the weights beside it, and is held against the probe."""
+    folder, good = tmp_path / "forged", registry.get("embedded").folder
+    shutil.copytree(registry.get("naive-base").folder, folder)
+    shutil.copy(good / "model.gguf", folder)
+    said = json.loads((good / "probe.json").read_text())
+    (folder / "probe.json").write_text(json.dumps({**said, "digest": contents(folder).digest}))
+    add(registry, folder, "forged")
+    verdict = decided(registry, "forged", tmp_path / "g", packs=8)
+    assert not verdict.promoted and "nats off what the weights beside it say" in verdict.said["why"]
 
 
 def test_packs_that_were_trained_on_are_never_drawn(registry: Registry, tmp_path: Path) -> None:

@@ -428,6 +428,20 @@ async def test_a_task_that_cannot_be_lived_can_be_given_up(tmp_path: Path, serve
         assert (await host.place(0))["state"] == ("closed" if given_up else "solved")
 
 
+async def test_an_update_that_is_refused_for_good_can_be_given_up(tmp_path: Path, server: ScriptedServer) -> None:
+    async with near(tmp_path, server.url) as host:
+        server.reply = reply
+        await host.submit()
+        server.reply = lambda request, n: Fault(status=400)
+        judged = await host.http.post("/v1/agents/a/runs/life/tasks/0/feedback", json={"reward": 1.0})
+        assert judged.status_code == 502, judged.text
+        assert (await host.submit(status=202, wait=False))["position"] == 1
+        assert (await host.http.post("/v1/agents/a/runs/life/abandon")).json()["abandoned"] == [0]
+        server.reply = reply
+        assert (await host.eventually(1, "solved"))["outcome"]["answer"] == "an answer"
+        assert (await host.place(0))["outcome"]["update"] == "kept"
+
+
 # ---- events ----
 
 

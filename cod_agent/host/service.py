@@ -119,7 +119,8 @@ class Service:
         return await self._patiently(job)
 
     async def abandon(self, agent: str, run: str) -> list[int]:
-        """Give up the task that stands unfinished in a run, so that the next can be solved. Returns its position, if there is one.
+        """Give up what stands unfinished in a run, a task or else an update, so that the next task can be solved. Returns its position,
+        if there is one.
 
         Raises:
             UnknownName: no such agent or run.
@@ -130,7 +131,9 @@ class Service:
         if line is not None:
             await line.stop()
         try:
-            given_up = [one.position for one in await self.memory.read(lambda conn: read.in_state(conn, found, "open"))]
+            left = await self.memory.read(lambda conn: read.in_state(conn, found, "open"))
+            left = left or (await self.memory.read(lambda conn: read.due(conn, found)))[:1]
+            given_up = [one.position for one in left]
             if given_up:
                 await (await self._agent(agent)).abandon(run=run)
             for position in given_up:
