@@ -154,23 +154,10 @@ def _check(conn: sqlite3.Connection, path: Path) -> bool:
 
 def _migrate(conn: sqlite3.Connection, path: Path) -> None:
     """Bring the file to the current schema by sqlite-utils' migrations: one transaction, whoever else opens it at the same time."""
-    from sqlite_utils import Database, Migrations
-
-    steps = Migrations("cod_train")
-    for number, sql in enumerate(MIGRATIONS, 1):
-
-        def step(db: Database, sql: str = sql, number: int = number) -> None:
-            for statement in filter(str.strip, sql.split(";\n")):
-                db.conn.execute(statement)
-            db.conn.execute(f"PRAGMA application_id = {APPLICATION_ID}")
-            db.conn.execute(f"PRAGMA user_version = {number}")
-
-        step.__name__ = f"v{number}"
-        steps()(step)
     conn.execute("BEGIN IMMEDIATE")
     try:
         if not _check(conn, path):  # another process may have been first
-            steps.apply(Database(conn))
+            runs.migrate(conn, "cod_train", APPLICATION_ID, MIGRATIONS)
         conn.execute("COMMIT")
     except BaseException:
         conn.rollback()

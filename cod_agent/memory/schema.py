@@ -7,6 +7,7 @@ costs one pragma, and a file of a later version is recognised and left alone.
 from __future__ import annotations
 
 import sqlite3
+from collections.abc import Sequence
 
 from cod_agent.errors import NotADatabase, SchemaTooNew
 
@@ -199,17 +200,28 @@ def check(conn: sqlite3.Connection, path: str) -> bool:
     return bool(version == len(MIGRATIONS))
 
 
-def migrate(conn: sqlite3.Connection) -> None:
-    """Bring the file to the current schema, by sqlite-utils' migrations: each in a transaction, each once, each on record."""
+def migrate(
+    conn: sqlite3.Connection,
+    name: str = "cod_agent",
+    application: int = APPLICATION_ID,
+    migrations: Sequence[str] | None = None,
+) -> None:
+    """Bring a file to its current schema, by sqlite-utils' migrations: each in a transaction, each once, each on record.
+
+    Args:
+        name: under which sqlite-utils keeps what was applied.
+        application: the number in the file's header that says whose it is.
+        migrations: statements, each ended by a semicolon at the end of a line; those of a run database if not given.
+    """
     from sqlite_utils import Database, Migrations
 
-    steps = Migrations("cod_agent")
-    for number, sql in enumerate(MIGRATIONS, 1):
+    steps = Migrations(name)
+    for number, sql in enumerate(MIGRATIONS if migrations is None else migrations, 1):
 
         def step(db: Database, sql: str = sql, number: int = number) -> None:
             for statement in filter(str.strip, sql.split(";\n")):
                 db.conn.execute(statement)
-            db.conn.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+            db.conn.execute(f"PRAGMA application_id = {application}")
             db.conn.execute(f"PRAGMA user_version = {number}")
 
         step.__name__ = f"v{number}"
