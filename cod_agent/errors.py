@@ -119,6 +119,9 @@ class ModelTimeout(ModelError):
 class ModelRefused(ModelError):
     """The endpoint said no: asking again will not help."""
 
+    status: int | None = None
+    """The HTTP status, where an endpoint answered: 401, 403 and 404 are about the model, others about the request."""
+
 
 class ModelOverloaded(ModelError):
     """429 or 5xx after every retry."""

@@ -175,7 +175,14 @@ def _check_candidate(registry: Registry, candidate: Checkpoint) -> None:
             f"{candidate.name} was promoted before and is retired: `cod rollback` returns to the one before; to have this one compared "
             "again, add its folder under another name"
         )
-    rejected = [one for one in registry.all() if one.state == "rejected" and one.digest == candidate.digest]
+    if candidate.state == "rejected" and registry.history(candidate.name)[-1].act == "rollback":
+        raise UsageError(
+            f"{candidate.name} was promoted and taken back ({registry.history(candidate.name)[-1].why}): to have it compared again, "
+            "add its folder under another name"
+        )
+    same = [one for one in registry.all() if one.state == "rejected" and one.digest == candidate.digest]
+    # Whatever could not be served has not been judged.
+    rejected = [one for one in same if registry.history(one.name)[-1].act == "reject"]
     if rejected:
         why = registry.history(rejected[0].name)[-1].why.removeprefix("rejected, ")
         raise UsageError(

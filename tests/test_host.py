@@ -32,6 +32,7 @@ from cod_agent import CoDAgent, Task
 from cod_agent.cli import app
 from cod_agent.environments import FrozenLake
 from cod_agent.errors import ModelRefused, UnknownName, UsageError
+from cod_agent.events import Delta
 from cod_agent.host.app import make_app
 from cod_agent.host.server import _close_silent
 from cod_agent.host.service import Service
@@ -516,6 +517,22 @@ async def test_who_listens_hears_that_a_task_was_given_up(tmp_path: Path, server
         assert (await host.http.post("/v1/agents/a/runs/life/abandon")).json()["abandoned"] == [0]
         assert b"event: solved" in await asyncio.wait_for(heard, 10)
         await stream.aclose()
+
+
+async def test_who_reads_while_the_service_closes_is_not_kept_waiting(tmp_path: Path, server: ScriptedServer) -> None:
+    async with near(tmp_path, server.url) as host:
+        hub = host.service.hub
+        stream = hub.stream(host.service.memory, "a", None, True)
+        await anext(stream)
+        heard = asyncio.ensure_future(anext(stream))
+        await asyncio.sleep(0.1)
+        for text in ("one", "two"):
+            hub.tell("a", Delta("life", 0, text))
+        assert b"one" in await asyncio.wait_for(heard, 10)
+        hub.close()
+        assert b"two" in await anext(stream)
+        with pytest.raises(StopAsyncIteration):
+            await asyncio.wait_for(anext(stream), 10)
 
 
 def test_events_are_told_as_they_happen(tmp_path: Path, server: ScriptedServer) -> None:

@@ -59,7 +59,7 @@ def log(db: Db, agent: Agent = None, run: Run = None, as_json: Json = False) -> 
             update,
             str(step.version),
             step.hash[:8],
-            Text(step.weights[:24]),
+            Text(step.weights.partition("/")[0][:48]),
             Text(step.body),
         )
     typer.echo(f"{chosen.agent}, {chosen.name}")

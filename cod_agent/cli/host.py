@@ -20,7 +20,9 @@ def host(
     config: Annotated[
         Path | None, typer.Option("--config", help="Settings as TOML; COD_HOST_* and flags win over it.")
     ] = None,
-    model: options.Model = None,
+    model: Annotated[
+        str | None, typer.Option("--model", help="openai:NAME, litellm:NAME, gguf:PATH, embedded (no default).")
+    ] = None,
     memory: Annotated[Path | None, typer.Option("--memory", help="The run database (default: cod.db).")] = None,
     environment: Annotated[
         str | None, typer.Option("--environment", help="A world the tasks act on; without one, tasks are prompts.")

@@ -129,7 +129,7 @@ class Hub:
                     missed, listener.missed = listener.missed, 0
                     yield _piece("missed", {"type": "missed", "count": missed})
                 listener.bell.clear()
-                if listener.passing:
+                if listener.passing or self._closed:  # the bell may have rung before it was stilled
                     continue
                 try:
                     async with asyncio.timeout(KEEP_ALIVE):

@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 
 from cod_agent.agent import CoDAgent
 from cod_agent.environments import make_world
-from cod_agent.errors import CodError, ModelError, ModelGarbled, UsageError
+from cod_agent.errors import CodError, ModelError, ModelGarbled, ModelRefused, UsageError
 from cod_agent.events import TaskEnded
 from cod_agent.host import inbox, schema, views
 from cod_agent.host.errors import Busy, Draining, Invalid, StillUnderWay, said_of
@@ -228,7 +228,7 @@ class Service:
                 outcome = await agent.solve(job.task, run=line.run, position=job.position)  # type: ignore[arg-type]
         except ModelError as error:
             job.recorded = True  # the model is asked after the feedback is on record
-            if not isinstance(error, ModelGarbled):
+            if not _about_request(error):
                 self.trouble = type(error).__name__
             raise
         self.trouble = ""
@@ -351,6 +351,12 @@ def _set_up(settings: Settings) -> tuple[Any, Model]:
         return None, model
     form = settings.form or model.form
     return (world if world.form == form else make_world(settings.environment or "", form=form)), model
+
+
+def _about_request(error: ModelError) -> bool:
+    """Whether another request may well be answered: this one was too long, say, or its answer none."""
+    refused = isinstance(error, ModelRefused) and error.status not in (401, 403, 404)
+    return refused or isinstance(error, ModelGarbled)
 
 
 def _kept(settings: Settings) -> dict[str, Any]:

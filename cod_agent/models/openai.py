@@ -225,11 +225,14 @@ def _refusal(where: str, response: Any, tried: str) -> ModelError:
     said = f"{where} answered {status}: {_message(response.content)}"
     if status in _AGAIN or status >= 500:
         return ModelOverloaded(f"{said} {tried}; resume later")
+    hint = ""
     if status in (401, 403):
-        return ModelRefused(f"{said}; set OPENAI_API_KEY to a key it accepts")
+        hint = "; set OPENAI_API_KEY to a key it accepts"
     if status == 404:
-        return ModelRefused(f"{said}; check the model's name and the base URL (which often ends in /v1)")
-    return ModelRefused(said)
+        hint = "; check the model's name and the base URL (which often ends in /v1)"
+    refused = ModelRefused(said + hint)
+    refused.status = status
+    return refused
 
 
 def _message(raw: bytes) -> str:

@@ -12,6 +12,7 @@ import typer
 
 from cod_agent.cli.output import command_line, print_json
 from cod_agent.errors import UnknownName, UsageError
+from cod_agent.models import LONGEST_POLICY_ANSWER
 from cod_agent.policies import POLICIES, folder_of
 
 if TYPE_CHECKING:
@@ -209,17 +210,22 @@ def _tell(checkpoint: Checkpoint, front: Front, log: Path, as_json: bool) -> Non
     from cod_train.checkpoint_files import form_of
 
     form = form_of(checkpoint.folder, checkpoint.base)
-    model = f'OpenAIModel("{front.alias}", base_url="{front.local_url}", exact=True, form="{form}")'
+    # What speaks the compact form is small, and its window soon full.
+    longest = LONGEST_POLICY_ANSWER if form == "compact" else 1000
+    model = (
+        f'OpenAIModel("{front.alias}", base_url="{front.local_url}", exact=True, form="{form}", '
+        f"sampling=Sampling(max_tokens={longest}))"
+    )
     command = command_line(
         *("cod", "run", "frozen-lake:small", "--model", f"openai:{front.alias}", "--base-url", front.local_url),
-        *("--exact", "--form", form, "--db", "me.db"),
+        *("--exact", "--form", form, "--max-tokens", str(longest), "--db", "me.db"),
     )
     if as_json:
         said = {"base_url": front.base_url, "model": front.alias, "weights": checkpoint.weights, "log": str(log)}
         print_json({**said, "checkpoint": checkpoint.name, "form": form})
     else:
         typer.echo(f'{checkpoint.weights} is served as "{front.alias}" at {front.base_url}; the log is {log}\n')
-        typer.echo("from cod_agent import CoDAgent\nfrom cod_agent.models.openai import OpenAIModel\n")
+        typer.echo("from cod_agent import CoDAgent, Sampling\nfrom cod_agent.models.openai import OpenAIModel\n")
         typer.echo(f'agent = CoDAgent("me", model={model}, memory="me.db")\n')
         typer.echo(command)
     sys.stdout.flush()
