@@ -26,6 +26,7 @@ from cod_train.loop.rounds import STAGES, Round, rounds, write_whole
 from cod_train.loop.settings import FREE, SHIPPED, Settings, keep, settled
 from cod_train.loop.view import View
 
+pytest.importorskip("verl")
 ROOT = Path(__file__).parent.parent
 
 # ---- settings ----

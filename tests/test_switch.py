@@ -25,6 +25,7 @@ import pytest
 
 pytest.importorskip("uvicorn")
 pytest.importorskip("openai")
+pytest.importorskip("safetensors")
 
 from servers import Answer, Fault, ScriptedServer, completion
 
@@ -170,7 +171,7 @@ class Running:
         return [one for one in told if not names or one["event"] in names]
 
     async def until(self, holds: Callable[[], Any]) -> None:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(20):
             while not holds():
                 if self.task.done():
                     self.task.result()
