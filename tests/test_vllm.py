@@ -152,6 +152,7 @@ def test_what_vllm_cannot_serve_is_said_before_it_starts(tmp_path: Path, monkeyp
         installed(Path(sys.executable))
     monkeypatch.delenv("COD_VLLM_PYTHON")
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "prefix", str(tmp_path / "env"))  # beside which there may be one
     with pytest.raises(UsageError, match="vLLM is not installed here"):
         vllm_python()
     python = tmp_path / ".venv-vllm" / "bin" / "python"
