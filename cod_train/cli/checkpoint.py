@@ -12,6 +12,7 @@ import typer
 from cod_agent.cli.output import command_line, console, print_json
 from cod_agent.errors import UsageError
 from cod_agent.policies import POLICIES, folder_of
+from cod_train.cli.options import REGISTRY, RegistryFile
 
 if TYPE_CHECKING:
     from cod_train.checkpoints import Checkpoint, KeptVerdict, Registry
@@ -25,14 +26,10 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-File = Annotated[
-    Path, typer.Option("--registry", envvar="COD_REGISTRY", help="The registry of checkpoints (default: registry.db).")
-]
 Name = Annotated[
     str, typer.Argument(metavar="NAME", help="Of a checkpoint, or of its weights as calls have them on record.")
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
-REGISTRY = Path("registry.db")
 
 
 @app.command("add")
@@ -40,7 +37,7 @@ def add(
     folder: Annotated[
         str, typer.Argument(metavar="FOLDER|POLICY", help="A Hugging Face or PEFT folder, or a shipped policy.")
     ],
-    registry: File = REGISTRY,
+    registry: RegistryFile = REGISTRY,
     name: Annotated[str | None, typer.Option("--name", help="Its name (default: the folder's).")] = None,
     parent: Annotated[
         str | None, typer.Option("--parent", help="What it was trained from (default: what is promoted).")
@@ -70,7 +67,7 @@ def add(
 
 
 @app.command("list")
-def show_all(registry: File = REGISTRY, as_json: Json = False) -> None:
+def show_all(registry: RegistryFile = REGISTRY, as_json: Json = False) -> None:
     """List the checkpoints, oldest first.
 
     Example: cod checkpoint list --registry runs/loop/registry.db
@@ -96,7 +93,7 @@ def show_all(registry: File = REGISTRY, as_json: Json = False) -> None:
 @app.command("show")
 def show(
     name: Name,
-    registry: File = REGISTRY,
+    registry: RegistryFile = REGISTRY,
     check: Annotated[
         bool, typer.Option("--check", help="Compare its files and training data with what was registered.")
     ] = False,
@@ -138,7 +135,7 @@ def show(
 
 
 @app.command("lineage")
-def lineage(name: Name, registry: File = REGISTRY, as_json: Json = False) -> None:
+def lineage(name: Name, registry: RegistryFile = REGISTRY, as_json: Json = False) -> None:
     """Show what a checkpoint came from, back to the first, with verdicts and training data.
 
     Example: cod checkpoint lineage better
@@ -175,7 +172,7 @@ def export(
         str, typer.Argument(metavar="NAME|FOLDER", help="A checkpoint of the registry, a folder or a policy.")
     ],
     out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Where it goes: a folder that is not there yet.")],
-    registry: File = REGISTRY,
+    registry: RegistryFile = REGISTRY,
     untie: Annotated[bool, typer.Option("--untie", help="Write the output embedding as a tensor of its own.")] = False,
     gguf: Annotated[
         bool | None,

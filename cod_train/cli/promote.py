@@ -13,6 +13,7 @@ import typer
 from cod_agent.cli import options
 from cod_agent.cli.output import Progress, command_line, console, print_json
 from cod_agent.errors import UnknownName
+from cod_train.cli.options import REGISTRY, RegistryFile
 
 if TYPE_CHECKING:
     from cod_train.checkpoints import KeptVerdict, Registry
@@ -24,15 +25,11 @@ ENGINES: tuple[Literal["embedded", "vllm"], ...] = ("embedded", "vllm")
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
-RegistryPath = Annotated[
-    Path, typer.Option("--registry", envvar="COD_REGISTRY", help="The registry of checkpoints (default: registry.db).")
-]
-
 
 @app.command("promote")
 def promote(
     candidate: Annotated[str, typer.Argument(metavar="CANDIDATE", help="A checkpoint of the registry.")],
-    registry: RegistryPath = Path("registry.db"),
+    registry: RegistryFile = REGISTRY,
     world: Annotated[str, typer.Option("--world", help="What both live in.")] = "frozen-lake:small",
     packs: Annotated[int, typer.Option("--packs", help="How many packs, the same for both.")] = 512,
     pack_size: Annotated[int, typer.Option("--pack-size", help="Tasks in a pack.")] = 4,

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from cod_agent.cli import options
 from cod_agent.cli.output import print_json
-from cod_train.cli.promote import RegistryPath
+from cod_train.cli.options import REGISTRY, RegistryFile
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -17,7 +16,7 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 @app.command("rollback")
 def rollback(
     why: Annotated[str, typer.Option("--why", help="Kept in the history.")] = "asked for by hand",
-    registry: RegistryPath = Path("registry.db"),
+    registry: RegistryFile = REGISTRY,
     as_json: options.Json = False,
 ) -> None:
     """Take the last promotion back: the checkpoint promoted before it is promoted again. Once more goes further back.
