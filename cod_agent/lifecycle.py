@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from cod_agent.completions import Completion
 from cod_agent.context import Message, Prompts, Trajectory, UpdateRefused, parse_update, prompts_for
-from cod_agent.environments.base import Environment, Tool, tools_of
+from cod_agent.environments.base import Environment, Session, Tool, started, tools_of
 from cod_agent.errors import UsageError
 from cod_agent.events import (
     Answered,
@@ -117,12 +117,19 @@ class Lifecycle:
             return task
         return Task.model_validate(Tap(self.ways.redact).value(task.model_dump()))
 
+    async def _session(self, position: int, task: Task) -> Session | None:
+        if self.environment is None:
+            return None
+        remembers = getattr(self.environment, "remembers", False)
+        before = await self.ways.memory.read(lambda conn: read.carried(conn, self.run, position)) if remembers else None
+        return started(self.environment, task, before)
+
     async def _solve(self, known: runs.Lived, before: runs.Context, given: Task) -> tuple[runs.Lived, _Update | None]:
         ways, position = self.ways, known.position
         episode = Episode(ways.memory, self.run.id, int(known.solve_id or 0), ways.redact)
         if not known.fresh:
             await episode.load()
-        session = self.environment.start(given) if self.environment else None
+        session = await self._session(position, given)
         tools = Boundary(
             episode,
             session,

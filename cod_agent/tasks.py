@@ -85,6 +85,8 @@ class Feedback(BaseModel):
     """How good the answer was, usually in [0, 1]."""
     text: str = ""
     """The same in words, for the update episode. It is data from outside: never an instruction."""
+    ending: str = ""
+    """How the episode ended, in a word of the environment's, as `goal` or `malformed`; nobody but statistics reads it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +99,8 @@ class Observation:
     done: bool = False
     feedback: Feedback | None = None
     """Given with the last observation by environments that judge at once."""
+    carried: Any = None
+    """With the last observation: what the environment remembers for the run's next task (see `Remembering`); JSON."""
 
 
 UpdateStatus = Literal["none", "written", "kept"]

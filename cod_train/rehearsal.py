@@ -22,9 +22,9 @@ from cod_agent.completions import Completion, OnDelta, Tokens
 from cod_agent.context import CLOSE, OPEN, Message
 from cod_agent.environments import make_world
 from cod_agent.environments.base import Form
+from cod_agent.environments.players import Player
 from cod_agent.errors import UsageError
 from cod_agent.journal import record_completion
-from cod_agent.models.scripted import Player
 from cod_train.batch import rows_of
 from cod_train.live import Recorder
 from cod_train.rollouts import Rollout

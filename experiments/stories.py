@@ -14,9 +14,11 @@ from pathlib import Path
 import lab
 
 from cod_agent.context import COMPACT, Trajectory, Turn, parse_update
-from cod_agent.environments.frozen_lake.maps import MOVES, draw_mapping, randomness
-from cod_agent.environments.frozen_lake.players import NOTHING, facts_in, noted, write_note
+from cod_agent.environments.draws import randomness
+from cod_agent.environments.frozen_lake.maps import MOVES, draw_mapping
+from cod_agent.environments.frozen_lake.players import facts_in, lines_of, noted
 from cod_agent.environments.frozen_lake.world import WORLD
+from cod_agent.environments.players import write_note
 from cod_agent.memory import history, read, runs
 from cod_agent.memory.readonly import look
 from cod_agent.memory.runs import Run
@@ -91,7 +93,7 @@ def learnt(chapters: Sequence[Chapter]) -> list[set[tuple[str, int]]]:
         feedback = chapter.outcome.feedback or Feedback()
         asked = COMPACT.update(chapter.outcome.task, note, chapter.trajectory, feedback)
         known = noted(asked[0].content)
-        note = parse_update(write_note(known), limit=4000)
+        note = parse_update(write_note(lines_of(known)), limit=4000)
         out.append(set(known.items()))
     return out
 
@@ -152,7 +154,7 @@ def told(story: lab.Found) -> str:
             f"{end} {_written(task, story['mapping'])}".rstrip(),
         ]
         if task["update"] != "none":
-            parts.append(_block(task["context"] or NOTHING))
+            parts.append(_block(task["context"] or COMPACT.nothing))
     return "\n\n".join(parts)
 
 

@@ -15,13 +15,13 @@ from hypothesis import strategies as st
 
 from cod_agent.context import NATURAL
 from cod_agent.environments.base import Environment
+from cod_agent.environments.draws import randomness
 from cod_agent.environments.frozen_lake import PRESETS, FrozenLake
 from cod_agent.environments.frozen_lake.maps import (
     FAR,
     draw_lake,
     draw_mapping,
     neighbours,
-    randomness,
     split_of,
 )
 from cod_agent.environments.frozen_lake.world import parse_answer
@@ -29,6 +29,7 @@ from cod_agent.errors import UnknownName, UsageError
 from cod_agent.tasks import Pack, Task
 
 GOLDEN = {
+    "small-shifting": "be435f8694c348bf53571d057d08225ba9de583bd5f3f2f1bcbb0454f0e3a58f",
     "tiny": "8d6c6eb4bf43e7cc26fcb50e0543aa304ddf45b57d2a1d7d543011003e3c6866",
     "small": "0c3c39c1929bc70f9b1a245f7f2a3004100cfe0c6daca58a2932bd13efebe288",
     "5x5": "da024348ba0729a3c13c31fa7971557dff29be3bdb0dfe68b6dc89fd36c4e878",

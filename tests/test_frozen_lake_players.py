@@ -9,8 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cod_agent.context import COMPACT, NATURAL, Message, Trajectory, Turn, message, parse_update
+from cod_agent.environments.draws import randomness
 from cod_agent.environments.frozen_lake import MOVES, PLAYERS, FrozenLake
-from cod_agent.environments.frozen_lake.maps import distances, draw_mapping, randomness
+from cod_agent.environments.frozen_lake.maps import distances, draw_mapping
 from cod_agent.environments.frozen_lake.players import noted, options, read_lake
 from cod_agent.environments.frozen_lake.world import parse_answer
 from cod_agent.errors import UsageError

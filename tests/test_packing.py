@@ -147,4 +147,4 @@ def test_on_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert "4 packs of one task 4 times lived in" in cod("run", "--resume", "--db", "lake.db").stdout
     changed = cod("run", "--resume", "--db", "lake.db", "--packing", "cod", code=1).stderr
     assert "begun with packing ralph-sample, not cod" in changed
-    assert "did you mean ralph-sample" in cod("run", "frozen-lake", "--packing", "ralph", code=1).stderr
+    assert "did you mean ralph-sample" in cod("run", "frozen-lake", "--packing", "ralph-sampel", code=1).stderr

@@ -28,7 +28,11 @@ __all__ = [
     "tools_of",
 ]
 
-WORLDS = {"frozen-lake": ("cod_agent.environments.frozen_lake", "FrozenLake", "small")}
+WORLDS = {
+    "alchemy": ("cod_agent.environments.alchemy", "Alchemy", "small"),
+    "frozen-lake": ("cod_agent.environments.frozen_lake", "FrozenLake", "small"),
+    "grid-navigation": ("cod_agent.environments.grid_navigation", "GridNavigation", "small"),
+}
 """World -> (module, class, default preset). A class takes (preset, seed, *, split, form) and has `pack(n, index)`."""
 
 

@@ -25,6 +25,9 @@ Split = Literal["train", "eval"]
 """Which packs: to learn from, or to be measured on. The two have no task in common."""
 SPLITS: tuple[Split, ...] = get_args(Split)
 
+MALFORMED = "malformed"
+"""The `Feedback.ending` of an episode that ended because the answer said nothing the world understands."""
+
 Recovery = Literal["deterministic", "snapshot", "abort"]
 """What a crash in the middle of a task means. deterministic: the same steps give the same observations, so recorded steps
 are taken again when (and only when) the episode goes on past them; snapshot: the session has `snapshot()` and `restore(state)`;
@@ -54,6 +57,29 @@ class Environment(Protocol):
     def start(self, task: Task) -> Session:
         """A fresh session for `task`; sessions of different tasks share nothing but what is immutable."""
         ...
+
+
+@runtime_checkable
+class Remembering(Environment, Protocol):
+    """An environment that itself remembers, from task to task of one run, what the agent did to it.
+
+    What it remembers is JSON and lives in the run: a session's last observation carries it (`Observation.carried`), and the session
+    of the run's next task is started with it. So runs share nothing, and a crash loses nothing.
+    """
+
+    remembers: bool
+    """Whether this one does."""
+
+    def start(self, task: Task, carried: Any = None) -> Session:
+        """A session for `task` in a run whose environment remembers `carried`; None: it remembers nothing yet."""
+        ...
+
+
+def started(environment: Environment, task: Task, carried: Any = None) -> Session:
+    """A session for `task`, with what the run's environment remembers if it does such a thing."""
+    if isinstance(environment, Remembering) and environment.remembers:
+        return environment.start(task, carried)
+    return environment.start(task)
 
 
 Tool = Callable[..., Any]

@@ -15,7 +15,7 @@ import string
 from collections.abc import Awaitable
 from typing import TYPE_CHECKING, Any
 
-from cod_agent.environments.base import Environment, Session
+from cod_agent.environments.base import Environment, Session, started
 from cod_agent.errors import MissingExtra, UsageError
 from cod_agent.tasks import Observation, Pack
 
@@ -60,6 +60,7 @@ def to_gymnasium(
             self.action_space = gymnasium.spaces.Text(longest_answer, min_length=0, charset=CHARACTERS)
             self._position = -1
             self._session: Session | None = None
+            self._carried: Any = None
 
         def reset(
             self, *, seed: int | None = None, options: dict[str, Any] | None = None
@@ -67,7 +68,9 @@ def to_gymnasium(
             super().reset(seed=seed)
             wanted = (options or {}).get("position", seed)
             self._position = (self._position + 1 if wanted is None else int(wanted)) % len(pack)
-            self._session = environment.start(pack[self._position])
+            if self._position == 0:
+                self._carried = None
+            self._session = started(environment, pack[self._position], self._carried)
             seen = _now(self._session.reset())
             return seen.text, self._info(seen)
 
@@ -75,6 +78,7 @@ def to_gymnasium(
             if self._session is None:
                 raise UsageError("no task is being lived: call reset() before step()")
             seen = _now(self._session.step(action))
+            self._carried = seen.carried if seen.done else self._carried
             reward = seen.feedback.reward if seen.feedback and seen.feedback.reward is not None else 0.0
             return seen.text, float(reward), seen.done, False, self._info(seen)
 

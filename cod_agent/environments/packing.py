@@ -2,6 +2,8 @@
 
     world = packed(make_world("frozen-lake:small"), "ralph-sample")
     world.pack(4)             # the first task of the world's own pack, four times
+    world = packed(make_world("frozen-lake:small"), "ralph-full")
+    world.pack(4, 5)          # the second task of its second pack, four times: no task is left out
 
 The names are those of the published packing strategies (arXiv 2606.20002), with a hyphen.
 """
@@ -11,12 +13,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, Protocol, get_args
 
-from cod_agent.environments.base import Environment, Form, Recovery, Session
+from cod_agent.environments.base import Environment, Form, Recovery, Session, started
 from cod_agent.errors import UnknownName
 from cod_agent.tasks import Pack, Task
 
-Packing = Literal["cod", "ralph-sample"]
-"""cod: related tasks that share what is hidden; ralph-sample: the first of them, as many times as the pack has tasks."""
+Packing = Literal["cod", "ralph-sample", "ralph-full"]
+"""cod: related tasks that share what is hidden; ralph-sample: the first of them, as many times as the pack has tasks; ralph-full:
+each of them in turn, a pack of its own for each."""
 PACKINGS: tuple[Packing, ...] = get_args(Packing)
 
 
@@ -32,23 +35,27 @@ class RalphLoop:
     """A world whose packs are one task again and again. Everything else is as in the world it is made of.
 
     Args:
-        world: whose first task of each pack is repeated.
+        world: whose tasks are repeated.
+        packing: of each pack the first task, or all of them in turn.
     """
 
-    def __init__(self, world: World) -> None:
-        self._world, self.name = world, world.name
+    def __init__(self, world: World, packing: Packing = "ralph-sample") -> None:
+        self._world, self._packing, self.name = world, packing, world.name
+        self.remembers: bool = getattr(world, "remembers", False)
         self.form: Form = getattr(world, "form", "natural")
         self.recovery: Recovery = getattr(world, "recovery", "deterministic")
         self.players: Mapping[str, Callable[..., Any]] = getattr(world, "players", {})
 
     def pack(self, n: int, index: int = 0) -> Pack:
-        """The first task of the world's pack, `n` times, under an id of its own."""
-        plain = self._world.pack(n, index)
-        return Pack(f"{plain.id}/ralph-sample", (plain[0],) * n, self, {**plain.data, "packing": "ralph-sample"})
+        """One task `n` times, under an id of its own."""
+        at, which = (index, 0) if self._packing == "ralph-sample" or n < 1 else divmod(index, n)
+        plain = self._world.pack(min(n, which + 1), at)
+        name = f"{plain.id}/{which}/{self._packing}" if self._packing == "ralph-full" else f"{plain.id}/{self._packing}"
+        return Pack(name, (plain[which],) * n, self, {**plain.data, "packing": self._packing})
 
-    def start(self, task: Task) -> Session:
+    def start(self, task: Task, carried: Any = None) -> Session:
         """As the world does."""
-        return self._world.start(task)
+        return started(self._world, task, carried)
 
 
 def packed(world: World, packing: Packing) -> World:
@@ -59,4 +66,4 @@ def packed(world: World, packing: Packing) -> World:
     """
     if packing not in PACKINGS:
         raise UnknownName.among("packing", str(packing), list(PACKINGS))
-    return world if packing == "cod" else RalphLoop(world)
+    return world if packing == "cod" else RalphLoop(world, packing)

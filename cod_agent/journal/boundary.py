@@ -18,7 +18,8 @@ from cod_agent.context import Message
 from cod_agent.errors import ReplayDiverged, ToolFailed, ToolInDoubt, UsageError
 from cod_agent.journal.answers import Answer
 from cod_agent.journal.episode import Episode, current_episode, effect_key, outside
-from cod_agent.tasks import Feedback, Observation
+from cod_agent.memory.observations import pack_observation, unpack_observation
+from cod_agent.tasks import Observation
 
 Policy = Literal["repeat", "ask", "fail"]
 """What happens to a tool that was running when the process died. repeat: it is run again, with the same idempotency key; ask: the run
@@ -247,14 +248,3 @@ def _json(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_json(v) for v in value]
     return str(value)
-
-
-def pack_observation(seen: Observation) -> list[Any]:
-    """An observation as it is stored."""
-    feedback = seen.feedback and [seen.feedback.reward, seen.feedback.text]
-    return [seen.text, seen.summary, seen.done, feedback]
-
-
-def unpack_observation(packed: list[Any]) -> Observation:
-    text, summary, done, feedback = packed
-    return Observation(text, summary, done, Feedback(reward=feedback[0], text=feedback[1]) if feedback else None)

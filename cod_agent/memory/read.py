@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import sqlite3
+from typing import Any
 
 from cod_agent.context import Trajectory, Turn
 from cod_agent.errors import UnknownName
 from cod_agent.memory import runs
+from cod_agent.memory.observations import unpack_observation
 from cod_agent.memory.runs import Context, Lived, Run
-from cod_agent.tasks import Feedback, Observation, Outcome
+from cod_agent.tasks import Observation, Outcome
 
 
 def position(conn: sqlite3.Connection, run: Run, at: int) -> Lived:
@@ -64,6 +66,17 @@ def started_from(conn: sqlite3.Connection, episode_id: int) -> Context:
     return runs.context(conn, conn.execute("SELECT context_id FROM episodes WHERE id = ?", (episode_id,)).fetchone()[0])
 
 
+def carried(conn: sqlite3.Connection, run: Run, at: int) -> Any:
+    """What the environment remembers at a position: what the last task before it that came to its end left behind; None: nothing."""
+    rows = conn.execute(
+        "SELECT x.result FROM episodes e JOIN effects x ON x.episode_id = e.id WHERE e.run_id = ? AND e.position < ? "
+        "AND e.kind = 'solve' AND x.kind IN ('observe', 'act') ORDER BY e.position DESC, x.id DESC",
+        (run.id, at),
+    )
+    seen = (unpack_observation(json.loads(result)) for (result,) in rows)
+    return next((last.carried for last in seen if last.done), None)
+
+
 def trajectory(conn: sqlite3.Connection, episode_id: int, known: Lived) -> Trajectory:
     """What a solve episode said and saw, from its record."""
     first: Observation | None = None
@@ -78,7 +91,7 @@ def trajectory(conn: sqlite3.Connection, episode_id: int, known: Lived) -> Traje
             text = shown if isinstance(shown, str) else json.dumps(shown, ensure_ascii=False)
             turns.append(Turn(f"Called {name} with {arguments}", Observation(text), "tool"))
             continue
-        seen = Observation(said[0], said[1], said[2], said[3] and Feedback(reward=said[3][0], text=said[3][1]))
+        seen = unpack_observation(said)
         if kind == "observe":
             first = seen
         else:

@@ -6,13 +6,12 @@ language model does; floors and ceilings of a world are measured with what measu
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from cod_agent.context import Message
 from cod_agent.environments.base import Form
+from cod_agent.environments.players import Player
 from cod_agent.models.base import Completion, OnDelta
-
-Player = Callable[[Sequence[Message]], str]
 
 
 class ScriptedModel:

@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from cod_agent.environments.frozen_lake.maps import randomness
+from cod_agent.environments.draws import randomness
 from cod_train.supervised import Batches, Progress, Schedule, bucketed, train
 from cod_train.tiny.tokenizer import MAX_POSITIONS
 from cod_train.tiny.transcripts import Scribe, Teacher, induction, lives

@@ -23,9 +23,11 @@ from typing import Any, cast
 from transformers import PreTrainedTokenizerFast
 
 from cod_agent.context import COMPACT, Message, Trajectory, Turn, message, parse_update
+from cod_agent.environments.draws import below, randomness
 from cod_agent.environments.frozen_lake import MOVES, FrozenLake
-from cod_agent.environments.frozen_lake.maps import below, draw_mapping, randomness
-from cod_agent.environments.frozen_lake.players import known, noted, options, write_note
+from cod_agent.environments.frozen_lake.maps import draw_mapping
+from cod_agent.environments.frozen_lake.players import known, lines_of, noted, options
+from cod_agent.environments.players import write_note
 from cod_agent.tasks import Feedback, Pack, Task
 from cod_train.supervised import Sample
 from cod_train.tiny.tokenizer import ASSISTANT, END, USER
@@ -110,18 +112,17 @@ class Scribe:
 
     def _new_note(self, prompt: str, dice: Random) -> str:
         if not self.teacher.remember:
-            return write_note({})
+            return write_note("")
         facts = {move: n for move, n in noted(prompt).items() if dice.random() >= self.teacher.forget}
-        return write_note(
-            {m: 1 + below(dice, 4) if dice.random() < self.teacher.garble else n for m, n in facts.items()}
-        )
+        garbled = {m: 1 + below(dice, 4) if dice.random() < self.teacher.garble else n for m, n in facts.items()}
+        return write_note(lines_of(garbled))
 
     def _first_note(self, pack: Pack, dice: Random) -> str:
         if not self.teacher.remember or dice.random() >= self.teacher.head_start:
             return ""
         truth = known([tuple(hidden_mapping(pack).values())])
         odds = dice.random()
-        return parse_update(write_note({m: n for m, n in truth.items() if dice.random() < odds}), _NOTE_LIMIT)
+        return parse_update(write_note(lines_of({m: n for m, n in truth.items() if dice.random() < odds})), _NOTE_LIMIT)
 
     def _hear(self, sample: Sample, text: str, weight: float) -> None:
         tokens = self._encode(text)

@@ -2,9 +2,7 @@
 
 A map is drawn, then kept if a breadth-first search finds a path of an allowed length *and* the map belongs to the
 wanted split. The split is a property of the map itself, a hash of its smallest image under rotation and reflection,
-so no map of an evaluation, not even turned or mirrored, ever occurs in training. Every draw comes from SHA-256 of
-what names it and uses `random.Random.random` only, which Python promises not to change: packs are the same on every
-machine and version.
+so no map of an evaluation, not even turned or mirrored, ever occurs in training.
 
 Source: FrozenLake-Obscure of arXiv 2606.20002 (`paper`, `paper-hard`); depth-first solvability and process-salted
 seeds of the published code are mended here.
@@ -12,14 +10,13 @@ seeds of the published code are mended here.
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from random import Random
 
 from cod_agent.environments.base import Split
-from cod_agent.errors import UnknownName
+from cod_agent.environments.draws import below, of_eval, shuffled
 
 MOVES: dict[str, tuple[int, int]] = {"Up": (-1, 0), "Down": (1, 0), "Left": (0, -1), "Right": (0, 1)}
 """Name of each real movement and its (row, column) step."""
@@ -42,27 +39,19 @@ class Preset:
     """Steps after which the episode is over."""
     length_penalty: float = 0.0
     """What a trainer may take off a success, times steps used over steps allowed. Rewards here are plain success."""
+    era: int | None = None
+    """Tasks after which the directions are dealt anew, and again after as many; None: never."""
 
 
 PRESETS: dict[str, Preset] = {
     "tiny": Preset(size=(3, 3), safe=(0.65, 0.65), path=(2, 5), steps=6),
     "small": Preset(size=(4, 4), safe=(0.65, 0.65), path=(2, 5), steps=7),
+    "small-shifting": Preset(size=(4, 4), safe=(0.65, 0.65), path=(2, 5), steps=7, era=8),
     "5x5": Preset(size=(5, 5), safe=(0.65, 0.65), path=(2, 7), steps=9),
     "6x6": Preset(size=(6, 6), safe=(0.65, 0.65), path=(2, 9), steps=11),
     "paper": Preset(size=(4, 5), safe=(0.6, 0.7), path=(1, 6), steps=6, length_penalty=0.1),
     "paper-hard": Preset(size=(6, 7), safe=(0.6, 0.7), path=(1, 8), steps=8, length_penalty=0.1),
 }
-
-
-def preset_called(name: str) -> Preset:
-    """The preset of that name.
-
-    Raises:
-        UnknownName: there is none.
-    """
-    if name not in PRESETS:
-        raise UnknownName.among("frozen-lake preset", str(name), list(PRESETS))
-    return PRESETS[name]
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,26 +69,6 @@ class Lake:
         return "".join(
             "@" if i == at else "*" if i == self.goal else "#" if i in self.holes else "." for i in range(self.size**2)
         )
-
-
-def randomness(*names: object) -> Random:
-    """A generator that depends on `names` alone, in every process and Python version. Draw with `.random()` only."""
-    digest = hashlib.sha256("\x1f".join(map(str, names)).encode()).digest()
-    return Random(int.from_bytes(digest, "big"))
-
-
-def below(rng: Random, n: int) -> int:
-    """A whole number in [0, n)."""
-    return int(rng.random() * n)
-
-
-def shuffled(rng: Random, items: Sequence[int]) -> list[int]:
-    """`items` in random order (Fisher and Yates)."""
-    out = list(items)
-    for last in range(len(out) - 1, 0, -1):
-        other = below(rng, last + 1)
-        out[last], out[other] = out[other], out[last]
-    return out
 
 
 @cache
@@ -146,7 +115,7 @@ def split_of(lake: Lake) -> Split:
     """The split a map belongs to: one quarter of all maps is for evaluation, with everything symmetric to it."""
     cells = lake.cells()
     canonical = min("".join(cells[i] for i in image) for image in _symmetries(lake.size))
-    return "eval" if hashlib.sha256(f"{lake.size}:{canonical}".encode()).digest()[0] < 64 else "train"
+    return "eval" if of_eval(f"{lake.size}:{canonical}") else "train"
 
 
 def draw_lake(rng: Random, preset: Preset, split: Split) -> Lake:

@@ -1,10 +1,4 @@
-"""Scripted players of the frozen lake: what can be had without remembering, and by remembering cleanly.
-
-A player is a pure function of the messages (and its dice), so it goes through the same prompts, journal and updates
-as a language model. It knows nothing but what the prompt shows: the note, what happened so far in this task, the map.
-
-    memoryless   explores cleanly within a task, ignores the note and always writes `null`
-    perfect      the same, and reads and writes the note: `Up: Direction 3`, one line a known direction
+"""Scripted players of the frozen lake: clean explorers, one of whom takes notes, `Up: Direction 3`, one line a known direction.
 
 Both keep the set of assignments (of 24) that fit what they know. A step tells which move a direction is; a bump tells
 that it is a move over an edge of that cell. Each turn they press the direction that is most likely to be a step on a
@@ -15,22 +9,19 @@ shortest path to explore more safely.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import permutations
-from random import Random
 
-from cod_agent.context import CLOSE, OPEN, Message
-from cod_agent.environments.frozen_lake.maps import FAR, MOVES, below, distances, neighbours
+from cod_agent.context import Message
+from cod_agent.environments.frozen_lake.maps import FAR, MOVES, distances, neighbours
+from cod_agent.environments.players import after_note, note_in, players_of
 from cod_agent.errors import UsageError
 
-Player = Callable[[Sequence[Message]], str]
 Assignment = tuple[str, ...]
 """The move of direction 1, 2, 3, 4."""
 
-NOTHING = "null"
 _ALL: tuple[Assignment, ...] = tuple(permutations(MOVES))
 _FACT = re.compile(r"^(Up|Down|Left|Right|blocked): Direction ([1-4])$", re.MULTILINE)
-_UPDATE = f"Update\n{OPEN}\n"
 
 
 def read_lake(text: str) -> tuple[int, str]:
@@ -50,11 +41,6 @@ def read_lake(text: str) -> tuple[int, str]:
     return size, cells
 
 
-def note_in(prompt: str) -> str:
-    """The context a compact prompt shows, "" if it shows none."""
-    return prompt.partition(f"{OPEN}\n")[2].partition(f"\n{CLOSE}\n")[0]
-
-
 def facts_in(text: str) -> list[tuple[str, int]]:
     """Every `Move: Direction n` line of `text` as (move, n), `blocked` among the moves."""
     return [(found[1], int(found[2])) for found in _FACT.finditer(text)]
@@ -68,18 +54,24 @@ def known(assignments: Sequence[Assignment]) -> dict[str, int]:
     return {move: agreed[move] for move in MOVES if move in agreed}
 
 
-def write_note(facts: dict[str, int]) -> str:
-    """The answer to an update that notes `facts`: one line each, in the fixed order of the moves, or `null`."""
-    lines = [f"{move}: Direction {facts[move]}" for move in MOVES if move in facts]
-    return "\n".join([OPEN, *(lines or [NOTHING]), CLOSE])
+def lines_of(facts: dict[str, int]) -> str:
+    """The note that holds `facts`: one line each, in the fixed order of the moves."""
+    return "\n".join(f"{move}: Direction {facts[move]}" for move in MOVES if move in facts)
+
+
+def _trusted(note: str, assignments: Sequence[Assignment]) -> Sequence[Assignment]:
+    """Those that the whole note fits; all, if none does: then the directions were dealt anew, and none of it is worth anything."""
+    facts = [(move, direction) for move, direction in facts_in(note) if move in MOVES]
+    return [fits for fits in assignments if all(fits[n - 1] == move for move, n in facts)] or assignments
 
 
 def _narrowed(assignments: Sequence[Assignment], moves: set[str], direction: int) -> Sequence[Assignment]:
-    """Those where `direction` is one of `moves`; all, if that would leave none (a wrong note against what was seen)."""
+    """Those where `direction` is one of `moves`; all, if that would leave none."""
     return [fits for fits in assignments if fits[direction - 1] in moves] or assignments
 
 
-def _from_facts(text: str, assignments: Sequence[Assignment] = _ALL) -> Sequence[Assignment]:
+def _from_facts(text: str) -> Sequence[Assignment]:
+    assignments: Sequence[Assignment] = _ALL
     for move, direction in facts_in(text):
         if move in MOVES:
             assignments = _narrowed(assignments, {move}, direction)
@@ -87,7 +79,7 @@ def _from_facts(text: str, assignments: Sequence[Assignment] = _ALL) -> Sequence
 
 
 def believed(observations: Sequence[str], note: str) -> Sequence[Assignment]:
-    """The assignments that fit what a solve episode has seen, and then, as far as it does not contradict, the note."""
+    """The assignments that fit what a solve episode has seen, and the note, if it does not contradict that."""
     assignments: Sequence[Assignment] = _ALL
     for before, after in zip(observations, observations[1:], strict=False):
         facts = facts_in(after.partition("\n")[0])
@@ -97,7 +89,7 @@ def believed(observations: Sequence[str], note: str) -> Sequence[Assignment]:
             assignments = _narrowed(assignments, set(edges), facts[0][1])
         elif facts:
             assignments = _narrowed(assignments, {facts[0][0]}, facts[0][1])
-    return _from_facts(note, assignments)
+    return _trusted(note, assignments)
 
 
 def options(messages: Sequence[Message], *, remember: bool = True) -> list[tuple[str, int]]:
@@ -124,30 +116,14 @@ def options(messages: Sequence[Message], *, remember: bool = True) -> list[tuple
     return [pair for pair, chance in chances.items() if chance == best]
 
 
+def choices(messages: Sequence[Message], *, remember: bool = True) -> list[str]:
+    """`options`, as answers."""
+    return [f"{move}? Direction {direction}" for move, direction in options(messages, remember=remember)]
+
+
 def noted(prompt: str) -> dict[str, int]:
-    """What a perfect player knows after a task: the note before it, corrected and completed by what happened."""
-    happened = prompt.partition(f"\n{CLOSE}\n")[2]
-    return known(_from_facts(note_in(prompt), _from_facts(happened)))
+    """What a perfect player knows after a task: what happened, and the note before it, if that still fits."""
+    return known(_trusted(note_in(prompt), _from_facts(after_note(prompt))))
 
 
-def is_update(messages: Sequence[Message]) -> bool:
-    """Whether the messages ask for a new note."""
-    return bool(messages) and messages[0].content.startswith(_UPDATE)
-
-
-def _player(remember: bool) -> Callable[[Random], Player]:
-    def make(dice: Random) -> Player:
-        def play(messages: Sequence[Message]) -> str:
-            if is_update(messages):
-                return write_note(noted(messages[0].content) if remember else {})
-            choices = options(messages, remember=remember)
-            move, direction = choices[below(dice, len(choices))]
-            return f"{move}? Direction {direction}"
-
-        return play
-
-    return make
-
-
-PLAYERS: dict[str, Callable[[Random], Player]] = {"memoryless": _player(False), "perfect": _player(True)}
-"""By name, made from a source of randomness that only they draw from."""
+PLAYERS = players_of(choices, lambda prompt: lines_of(noted(prompt)))

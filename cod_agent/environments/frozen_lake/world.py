@@ -17,24 +17,16 @@ A malformed answer ends the episode with reward 0, as in the published environme
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from functools import lru_cache
-from typing import Any
 
-from cod_agent.environments.base import SPLITS, Form, Recovery, Split
-from cod_agent.environments.frozen_lake import players
-from cod_agent.environments.frozen_lake.maps import (
-    PRESETS,
-    Lake,
-    Preset,
-    draw_lake,
-    draw_mapping,
-    neighbours,
-    preset_called,
-    randomness,
-)
-from cod_agent.errors import UnknownName, UsageError
-from cod_agent.tasks import Feedback, Observation, Pack, Task
+from cod_agent.environments.answers import tagged
+from cod_agent.environments.base import MALFORMED, Form, Split
+from cod_agent.environments.drawn import DrawnWorld, Place
+from cod_agent.environments.draws import randomness
+from cod_agent.environments.frozen_lake.maps import PRESETS, Lake, Preset, draw_lake, draw_mapping, neighbours
+from cod_agent.environments.frozen_lake.players import PLAYERS
+from cod_agent.errors import UsageError
+from cod_agent.tasks import Feedback, Observation
 
 WORLD = "frozen-lake"
 
@@ -45,8 +37,7 @@ step over the edge leaves you where you are.
 
 You can only name one of four numbered directions, 1, 2, 3 and 4. Each of them is one of the four moves (up, \
 down, left, right), a different one each, but which is which is not told. Assume nothing about it beforehand: \
-every assignment is equally likely. It is the same for all tasks of this series, while the map is a new one each \
-time. So what you find out by trying also helps in later tasks.
+every assignment is equally likely. {lasting} So what you find out by trying also helps in later tasks.
 
 Each turn you see the effect of your last step and the whole map. Rows are counted from the top and columns from \
 the left, both from 0. You have {steps} steps to reach the goal.
@@ -55,16 +46,18 @@ Answer each turn with exactly one direction between answer tags, for example:
 <answer>3</answer>
 Anything else ends the task without success."""
 
+_LASTING = "It is the same for all tasks of this series, while the map is a new one each time."
+_SHIFTING = "It is the same for many tasks of this series, then dealt anew without a word, while the map is a new one each time."
+
 _COMPACT_ANSWER = re.compile(r"(?:(?:Up|Down|Left|Right)\? )?Direction ([1-4])")
 _NATURAL_ANSWER = re.compile(r"(?:Direction\s+)?([1-4])")
-_TAG, _END_TAG = "<answer>", "</answer>"
 _LEGEND = "P you, F ice, H hole, G goal"
 _SYMBOLS = {"@": "P", "*": "G", "#": "H", ".": "F"}
 _ENDS = {
     "goal": "You reached the goal.",
     "hole": "You fell into a hole.",
     "steps": "You ran out of steps.",
-    "invalid": "The answer was malformed: exactly one direction, 1 to 4, between answer tags was expected.",
+    MALFORMED: "The answer was malformed: exactly one direction, 1 to 4, between answer tags was expected.",
 }
 
 
@@ -72,13 +65,10 @@ def parse_answer(answer: object, form: Form) -> int | None:
     """The direction an answer names, 1 to 4, or None if it is malformed: not exactly one, or not where it belongs."""
     if not isinstance(answer, str):
         return None
-    if form == "compact":
-        found = _COMPACT_ANSWER.fullmatch(answer.strip(" \n"))
-    else:
-        said = answer.rpartition("</think>")[2]
-        if said.count(_TAG) != 1 or said.count(_END_TAG) != 1:
-            return None
-        found = _NATURAL_ANSWER.fullmatch(said.partition(_TAG)[2].partition(_END_TAG)[0].strip())
+    compact = form == "compact"
+    found = (
+        _COMPACT_ANSWER.fullmatch(answer.strip(" \n")) if compact else _NATURAL_ANSWER.fullmatch(tagged(answer) or "")
+    )
     return int(found[1]) if found else None
 
 
@@ -104,7 +94,7 @@ class LakeSession:
             raise UsageError("this lake is behind you: the episode is over, start the task again to walk it once more")
         direction = parse_answer(answer, self._form)
         if direction is None:
-            return self._end("invalid", "invalid" if self._form == "compact" else "You did not move.")
+            return self._end(MALFORMED, "invalid" if self._form == "compact" else "You did not move.")
         before, self._step = self._at, self._step + 1
         move = self._mapping[direction]
         self._at = neighbours(self._lake.size)[before].get(move, before)
@@ -121,7 +111,8 @@ class LakeSession:
         self._over = True
         compact = self._form == "compact"
         text = effect if compact else f"{effect} {_ENDS[how]}"
-        feedback = Feedback(reward=float(how == "goal"), text=how if compact else _ENDS[how])
+        told = ("invalid" if how == MALFORMED else how) if compact else _ENDS[how]
+        feedback = Feedback(reward=float(how == "goal"), text=told, ending=how)
         return Observation(text, effect, done=True, feedback=feedback)
 
     def _effect(self, direction: int, move: str, before: int) -> str:
@@ -146,65 +137,30 @@ class LakeSession:
         return f"({row}, {column})"
 
 
-class FrozenLake:
-    """The world `frozen-lake`: an `Environment` and the packs to live in it.
+class FrozenLake(DrawnWorld[Preset]):
+    """The world `frozen-lake`; its presets are tiny (3x3), small (4x4), small-shifting, 5x5, 6x6, paper (4 to 5), paper-hard (6 to 7).
 
-    Args:
-        preset: tiny (3x3), small (4x4), 5x5, 6x6, paper (4 to 5), paper-hard (6 to 7).
-        seed: which packs; any whole number. Equal seeds of the two splits have nothing in common.
-        split: train or eval; no map of one, turned or mirrored, is ever drawn in the other.
-        form: natural (sentences) or compact (what the shipped tiny policies speak).
-
-    Raises:
-        UnknownName: no such preset, split or form.
+    No map of one split, turned or mirrored, is ever drawn in the other.
     """
 
-    recovery: Recovery = "deterministic"
-    players = players.PLAYERS
+    world, presets, players = WORLD, PRESETS, PLAYERS
 
     def __init__(self, preset: str = "small", seed: int = 0, *, split: Split = "eval", form: Form = "natural") -> None:
-        self.preset: Preset = preset_called(preset)
-        if split not in SPLITS:
-            raise UnknownName.among("split", str(split), list(SPLITS))
-        if form not in ("natural", "compact"):
-            raise UnknownName.among("form", str(form), ["natural", "compact"])
-        self.name, self.form, self.seed, self.split = f"{WORLD}:{preset}", form, int(seed), split
-        self._preset = preset
+        super().__init__(preset, seed, split=split, form=form)
 
-    def pack(self, n: int, index: int = 0) -> Pack:
-        """The `index`-th pack of `n` tasks. A longer pack of the same index begins with the tasks of a shorter one.
+    def rules(self) -> str:
+        return RULES.format(steps=self.preset.steps, lasting=_SHIFTING if self.preset.era else _LASTING)
 
-        Raises:
-            UsageError: `n` is not positive, or `index` negative.
-        """
-        if n < 1 or index < 0:
-            raise UsageError(f"a pack has at least one task and an index from 0 on, not n={n}, index={index}")
-        name = f"{self.name}/{self.split}/{self.seed}/{index}"
-        origin = {"preset": self._preset, "split": self.split, "seed": self.seed, "pack": index}
-        prompt = "" if self.form == "compact" else RULES.format(steps=self.preset.steps)
-        tasks = tuple(Task(id=f"{name}/{i}", prompt=prompt, data={**origin, "index": i}) for i in range(n))
-        return Pack(name, tasks, self, origin)
-
-    def packs(self, count: int, n: int) -> Iterator[Pack]:
-        """The first `count` packs of `n` tasks."""
-        return (self.pack(n, index) for index in range(count))
-
-    def start(self, task: Task) -> LakeSession:
-        """A walk over the lake of `task`.
-
-        Raises:
-            UsageError: the task is not one of this world and preset.
-        """
-        data: dict[str, Any] = task.data
-        numbers = all(isinstance(data.get(key), int) for key in ("seed", "pack", "index"))
-        if not numbers or data.get("preset") != self._preset or data.get("split") not in SPLITS:
-            raise UsageError(f"{task.id!r} is no task of {self.name}: make tasks with FrozenLake.pack(n, index)")
-        lake, mapping = _drawn(data["preset"], data["split"], data["seed"], data["pack"], data["index"])
+    def session(self, place: Place) -> LakeSession:
+        lake, mapping = _drawn(place)
         return LakeSession(lake, mapping, self.preset.steps, self.form)
 
 
 @lru_cache(1024)
-def _drawn(preset: str, split: Split, seed: int, pack: int, index: int) -> tuple[Lake, dict[int, str]]:
+def _drawn(place: Place) -> tuple[Lake, dict[int, str]]:
     """Map and hidden mapping of a task; both are only read, so that sessions may share them."""
-    names = (WORLD, preset, split, seed, pack)
-    return draw_lake(randomness(*names, index), PRESETS[preset], split), draw_mapping(randomness(*names, "directions"))
+    names, preset = (WORLD, place.preset, place.split, place.seed, place.pack), PRESETS[place.preset]
+    era = place.index // preset.era if preset.era else 0
+    # The first era has no number of its own: packs that never shift are named as they always were.
+    hidden = randomness(*names, "directions", *([era] if era else []))
+    return draw_lake(randomness(*names, place.index), preset, place.split), draw_mapping(hidden)
