@@ -1,0 +1,167 @@
+"""What a lane cost and what went wrong in it, by position in the pack; from the run database alone.
+
+    memory = Memory.open("eval/runs.db")
+    measures = measured(memory, "agent", ["frozen-lake:small/eval/1/0"])
+    print(measures[0].calls, measures[0].malformed)
+
+Rewards say how well a model did; these say why not, and for how much: answers the world did not understand, updates that
+were refused, how long the notes grew, and the calls, tokens and time of it all.
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from cod_agent.environments.base import MALFORMED
+from cod_agent.memory import Memory
+
+_EPISODES = """
+WITH lived AS (
+  SELECT r.id, t.position, t.feedback FROM runs r JOIN tasks t ON t.run_id = r.id
+  WHERE r.agent = ?1 AND r.name IN (SELECT value FROM json_each(?2)) AND t.state IN ('judged', 'updated', 'closed')
+)
+SELECT l.position, e.kind, e.state, e.reason, count(*),
+  sum(CASE WHEN e.kind = 'solve' AND json_valid(l.feedback) THEN json_extract(l.feedback, '$.ending') = ?3 END),
+  sum(length(coalesce(c.body, ''))), sum(e.finished - e.started)
+FROM lived l JOIN episodes e ON e.run_id = l.id AND e.position = l.position JOIN contexts c ON c.id = e.context_id
+GROUP BY l.position, e.kind, e.state, e.reason
+"""
+"""A lost reward is stored as NaN, which is no JSON: such a task was aborted, and is not malformed."""
+
+_CALLS = """
+WITH lived AS (
+  SELECT r.id, t.position FROM runs r JOIN tasks t ON t.run_id = r.id
+  WHERE r.agent = ?1 AND r.name IN (SELECT value FROM json_each(?2)) AND t.state IN ('judged', 'updated', 'closed')
+)
+SELECT l.position, count(*), count(k.prompt_tokens), sum(k.prompt_tokens), count(k.sampled_tokens), sum(k.sampled_tokens)
+FROM lived l JOIN episodes e ON e.run_id = l.id AND e.position = l.position JOIN calls k ON k.episode_id = e.id
+GROUP BY l.position
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Measure:
+    """One position of one lane. Means are per task that was lived there."""
+
+    position: int
+    tasks: int
+    """Tasks that were lived, all runs together."""
+    malformed: int
+    """Of them those whose solve episode ended because the answer said nothing the world understands."""
+    aborted: int
+    """Of them those that were given up, their reward lost."""
+    written: int
+    """Updates that wrote a new context."""
+    refused: int
+    """Updates that were none; the last good context stayed."""
+    reasons: dict[str, int] = field(hash=False)
+    """Why updates were refused, and how often: `unparsable`, `empty`, `oversized`, `cut off`, ..."""
+    shown: float
+    """Length of the context that the solve episode was shown: mean, in characters."""
+    calls: float
+    """Model calls, solve and update together: mean."""
+    prompt_tokens: float | None
+    """As the server counts them: mean; None where any call was not counted."""
+    sampled_tokens: float | None
+    """As the server counts them: mean; None where any call was not counted."""
+    seconds: float
+    """From the beginning to the end of the task's episodes, waiting for others included: mean."""
+
+    def json(self) -> dict[str, Any]:
+        """As JSON, means to three digits."""
+        return {
+            "position": self.position,
+            "tasks": self.tasks,
+            "malformed": self.malformed,
+            "aborted": self.aborted,
+            "updates": {"written": self.written, "refused": self.refused, "reasons": self.reasons},
+            "context_characters": round(self.shown, 3),
+            "calls": round(self.calls, 3),
+            "prompt_tokens": _rounded(self.prompt_tokens),
+            "sampled_tokens": _rounded(self.sampled_tokens),
+            "seconds": round(self.seconds, 3),
+        }
+
+
+@dataclass(slots=True)
+class _Sums:
+    """What is summed up at one position."""
+
+    tasks: int = 0
+    malformed: int = 0
+    aborted: int = 0
+    written: int = 0
+    reasons: Counter[str] = field(default_factory=Counter)
+    shown: int = 0
+    seconds: float = 0.0
+    calls: int = 0
+    prompt_tokens: int | None = 0
+    sampled_tokens: int | None = 0
+
+    def take(self, kind: str, state: str, reason: str, n: int, malformed: int, shown: int, seconds: float) -> None:
+        """Count the episodes of one kind that ended in one way."""
+        self.seconds += seconds
+        if kind == "solve":
+            self.tasks += n
+            self.malformed += malformed
+            self.aborted += n if state == "aborted" else 0
+            self.shown += shown
+        elif state == "done":
+            self.written += n
+        elif state == "refused":
+            self.reasons[reason.partition(":")[0]] += n
+
+    def measure(self, position: int) -> Measure:
+        def mean(total: int | None) -> float | None:
+            return None if total is None or not self.calls else total / self.tasks
+
+        return Measure(
+            position=position,
+            tasks=self.tasks,
+            malformed=self.malformed,
+            aborted=self.aborted,
+            written=self.written,
+            refused=self.reasons.total(),
+            reasons=dict(self.reasons.most_common()),
+            shown=self.shown / self.tasks,
+            calls=self.calls / self.tasks,
+            prompt_tokens=mean(self.prompt_tokens),
+            sampled_tokens=mean(self.sampled_tokens),
+            seconds=self.seconds / self.tasks,
+        )
+
+
+def measured(memory: Memory, agent: str, runs: Iterable[str]) -> tuple[Measure, ...]:
+    """What the tasks of an agent's runs took, by position.
+
+    Tasks that are not judged yet do not count, and a position where none was lived is left out.
+
+    Args:
+        agent: the lane's agent.
+        runs: the names of its runs; those that the file does not know are passed over.
+    """
+    asked = (agent, json.dumps(list(runs)))
+
+    def read(conn: sqlite3.Connection) -> tuple[Sequence[Any], Sequence[Any]]:
+        return conn.execute(_EPISODES, (*asked, MALFORMED)).fetchall(), conn.execute(_CALLS, asked).fetchall()
+
+    episodes, calls = memory.read_sync(read)
+    found: dict[int, _Sums] = {}
+    for position, kind, state, reason, n, malformed, shown, seconds in episodes:
+        sums = found.setdefault(position, _Sums())
+        sums.take(kind, state, reason, n, malformed or 0, shown, seconds or 0.0)
+    for position, n, prompts, prompt_tokens, samples, sampled_tokens in calls:
+        sums = found[position]
+        sums.calls = n
+        sums.prompt_tokens = prompt_tokens if prompts == n else None
+        sums.sampled_tokens = sampled_tokens if samples == n else None
+    return tuple(sums.measure(position) for position, sums in sorted(found.items()))
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else round(value, 3)
