@@ -9,23 +9,28 @@ command line.
 """
 
 from cod_agent.evaluation.figure import draw
-from cod_agent.evaluation.lives import MAIN, NO_CONTEXT, Lane, Watch, lanes_of, live_all
+from cod_agent.evaluation.lives import Lane, Watch, lanes_of, live_all
 from cod_agent.evaluation.plan import Plan, kept_plan, refuse_mixture, release, set_up, world_of
-from cod_agent.evaluation.result import Evaluation, evaluate, summarise
-from cod_agent.evaluation.statistics import AtLeast, Curve, Interval, Point, at_least, curve, difference
+from cod_agent.evaluation.result import MAIN, NO_CONTEXT, Arm, Comparison, Evaluation, Study, compare
+from cod_agent.evaluation.statistics import AtLeast, Curve, Interval, Point, at_least, curve, difference, paired
+from cod_agent.evaluation.study import evaluate, summarise
 
 __all__ = [
     "MAIN",
     "NO_CONTEXT",
+    "Arm",
     "AtLeast",
+    "Comparison",
     "Curve",
     "Evaluation",
     "Interval",
     "Lane",
     "Plan",
     "Point",
+    "Study",
     "Watch",
     "at_least",
+    "compare",
     "curve",
     "difference",
     "draw",
@@ -33,6 +38,7 @@ __all__ = [
     "kept_plan",
     "lanes_of",
     "live_all",
+    "paired",
     "refuse_mixture",
     "release",
     "set_up",

@@ -17,17 +17,12 @@ import numpy as np
 from cod_agent.agent import CoDAgent
 from cod_agent.errors import UnknownName
 from cod_agent.evaluation.plan import Plan, world_of
+from cod_agent.evaluation.result import MAIN, NO_CONTEXT
 from cod_agent.evaluation.statistics import Rewards
 from cod_agent.events import Event, TaskEnded
 from cod_agent.memory import Memory
 from cod_agent.models.base import Model
 from cod_agent.tasks import Outcome
-
-MAIN = "with context"
-"""The lane that is the point of it all."""
-
-NO_CONTEXT = "no-context"
-"""The control: the same model gets the null context in every solve episode and writes none."""
 
 
 @dataclass(slots=True)

@@ -10,6 +10,7 @@ anyone can repeat, and that keeps its word for few packs, too.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
 
@@ -84,13 +85,26 @@ def curve(rewards: Rewards) -> Curve:
     Args:
         rewards: shape [packs, positions], NaN where there is none.
     """
+    return _curve(rewards, _widened)
+
+
+def paired(ours: Rewards, theirs: Rewards) -> Curve:
+    """Ours minus theirs by position, pack by pack.
+
+    Args:
+        ours, theirs: shape [packs, positions] each, row i being pack i in both.
+    """
+    return _curve(ours - theirs, lambda interval, n: interval)
+
+
+def _curve(rewards: Rewards, ends: Callable[[tuple[float, float, float], int], tuple[float, float, float]]) -> Curve:
     packs, positions = rewards.shape
     counted = np.isfinite(rewards)
     filled = np.where(counted, rewards, 0.0)
     draws = np.random.default_rng(SEED).multinomial(packs, np.full(packs, 1 / packs), size=DRAWS) if packs else None
     means, drawn = _means(filled, counted, draws)
     points = [
-        Point(*_widened(_interval(means[at], drawn[:, at]), n), position=at, n=n)
+        Point(*ends(_interval(means[at], drawn[:, at]), n), position=at, n=n)
         for at, n in enumerate(counted.sum(0).tolist())
     ]
     whole = counted.sum(1, keepdims=True).astype(float)
@@ -110,7 +124,27 @@ def difference(ours: Rewards, theirs: Rewards) -> Interval:
     Args:
         ours, theirs: shape [packs, positions] each, row i being pack i in both.
     """
-    return curve(ours[:, -1:] - theirs[:, -1:]).overall
+    return paired(ours[:, -1:], theirs[:, -1:]).overall
+
+
+def together(values: Sequence[NDArray[np.float64]]) -> Interval:
+    """The mean over several parts, each of the same weight however many packs it has.
+
+    Packs are drawn again within each part: which worlds and sizes there are is given, and not chance.
+
+    Args:
+        values: of each part, one value per pack; shape [packs], NaN leaves the mean.
+    """
+    dice = np.random.default_rng(SEED)
+    means, drawn = [], []
+    for part in values:
+        found = part[np.isfinite(part)]
+        means.append(found.mean() if len(found) else np.nan)
+        draws = dice.multinomial(len(found), np.full(len(found), 1 / len(found)), size=DRAWS) if len(found) else None
+        drawn.append(np.full(DRAWS, np.nan) if draws is None else draws @ found / len(found))
+    if not means:
+        return Interval(np.nan, np.nan, np.nan)
+    return Interval(*_interval(float(np.mean(means)), np.mean(drawn, axis=0)))
 
 
 def at_least(values: NDArray[np.float64]) -> AtLeast:
