@@ -26,6 +26,7 @@ from cod_agent.errors import (
     ModelUnreachable,
 )
 from cod_agent.models.base import Sampling
+from cod_agent.models.pace import Pace
 
 RETRIES = 4
 TIMEOUT = 600.0
@@ -44,7 +45,7 @@ class LiteLLMModel:
         api_base, api_key: default to what LiteLLM reads from the environment for that provider.
         timeout: seconds one attempt may take.
         retries: attempts after the first, for time-outs, 429, 5xx, lost connections and garbled answers.
-        concurrency: most requests under way at once.
+        concurrency: most requests under way at once; fewer, while the provider says it is overloaded.
         stream: read answers as they come (`on_delta`).
         form: how worlds talk to it.
 
@@ -77,7 +78,7 @@ class LiteLLMModel:
         where = {"api_base": api_base, "api_key": api_key}
         self._fixed = {"model": model, "timeout": timeout, "num_retries": 0, "max_retries": 0, "stream": stream}
         self._fixed |= {key: value for key, value in where.items() if value is not None}
-        self._timeout, self._retries, self._gate = timeout, retries, asyncio.Semaphore(concurrency)
+        self._timeout, self._retries, self._pace = timeout, retries, Pace(concurrency)
 
     async def complete(self, messages: Sequence[Message], *, on_delta: OnDelta | None = None) -> Completion:
         """One answer; see `Model.complete`."""
@@ -86,8 +87,14 @@ class LiteLLMModel:
         asked_to_wait: list[float] = []
 
         async def attempt(messages: Sequence[Message]) -> Completion:
-            async with self._gate:
-                return await self._attempt(messages, on_delta, asked_to_wait)
+            async with self._pace.turn() as began:
+                try:
+                    answer = await self._attempt(messages, on_delta, asked_to_wait)
+                except (ModelOverloaded, ModelTimeout):
+                    self._pace.refused(began)
+                    raise
+                self._pace.answered()
+                return answer
 
         for number in range(self._retries + 1):
             try:

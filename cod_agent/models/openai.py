@@ -29,6 +29,7 @@ from cod_agent.errors import (
     UsageError,
 )
 from cod_agent.models.base import Sampling
+from cod_agent.models.pace import Pace
 
 if TYPE_CHECKING:
     from cod_agent.journal.answers import Answer
@@ -60,7 +61,7 @@ class OpenAIModel:
         base_url, api_key: default to OPENAI_BASE_URL and OPENAI_API_KEY; a local server without a key needs none.
         exact: ask for token ids and log-probabilities of the untruncated distribution (vLLM's terms; others may refuse them).
         stream: read answers as they come (`on_delta`).
-        concurrency: most requests under way at once.
+        concurrency: most requests under way at once; fewer, while the endpoint says it is overloaded.
         timeout: seconds one attempt may take.
         retries: attempts after the first, for 408, 409, 429, 5xx, lost connections and garbled answers.
         extra: anything else that belongs in the request's body.
@@ -133,52 +134,42 @@ class OpenAIModel:
 
     async def _send(self, call: Any) -> Answer:
         connection = self._connected()
-        body = call.request.body
-        async with connection.gate:
-            for left in range(self._retries, -1, -1):
-                wait = await self._attempt(connection, call, body, last=not left)
-                if call.answer is not None:
+        for left in range(self._retries, -1, -1):
+            async with connection.pace.turn() as began:
+                trouble, wait = await self._attempt(connection, call)
+                if trouble is None:
+                    connection.pace.answered()
                     return call.answer
-                await asyncio.sleep(
-                    min(8.0, 0.5 * 2 ** (self._retries - left)) * random.uniform(0.75, 1) if wait is None else wait
-                )
+                if isinstance(trouble, ModelOverloaded | ModelTimeout):
+                    connection.pace.refused(began)
+            if not left or isinstance(trouble, ModelRefused) or (wait or 0) > _LONGEST_WAIT:
+                raise trouble
+            await asyncio.sleep(
+                min(8.0, 0.5 * 2 ** (self._retries - left)) * random.uniform(0.75, 1) if wait is None else wait
+            )
         raise ModelError("unreachable")  # pragma: no cover (the last attempt answers or raises)
 
-    async def _attempt(self, connection: _Connection, call: Any, body: bytes, *, last: bool) -> float | None:
-        """One attempt. Seconds the endpoint asks to wait before the next, or None if it says nothing.
-
-        Raises:
-            ModelError: another attempt is pointless, or this was the last.
-        """
+    async def _attempt(self, connection: _Connection, call: Any) -> tuple[ModelError | None, float | None]:
+        """One attempt: what kept it from an answer, and the seconds the endpoint asks to wait, None if it says nothing."""
         from cod_agent.journal.http import attempt
 
         module, where = connection.module, f"{connection.base} ({self.name})"
-        request = module.Request("POST", connection.url, headers=connection.headers, content=body)
+        request = module.Request("POST", connection.url, headers=connection.headers, content=call.request.body)
         tried = f"(asked {self._retries + 1} times)"
         try:
             async with asyncio.timeout(self._timeout):
                 response = await attempt(call, request, connection.transport)
         except ModelGarbled as error:
-            trouble: ModelError = ModelGarbled(f"{where}: {error}; is it an OpenAI-compatible endpoint? {tried}")
+            return ModelGarbled(f"{where}: {error}; is it an OpenAI-compatible endpoint? {tried}"), None
         except (TimeoutError, module.TimeoutException):
-            trouble = ModelTimeout(
-                f"{where} did not answer within {self._timeout:g} s {tried}: is it overloaded? Raise the time-out, or resume later"
-            )
+            said = f"{where} did not answer within {self._timeout:g} s {tried}"
+            return ModelTimeout(f"{said}: is it overloaded? Raise the time-out, or resume later"), None
         except module.HTTPError as error:
-            said = str(error) or type(error).__name__
-            trouble = ModelUnreachable(
-                f"cannot reach {where}: {said} {tried}; check the address and that the server runs, then resume"
-            )
-        else:
-            if response.status_code == 200:
-                return None
-            trouble, wait = _refusal(where, response, tried), _retry_after(response.headers)
-            if not isinstance(trouble, ModelOverloaded) or last or (wait or 0) > _LONGEST_WAIT:
-                raise trouble
-            return wait
-        if last:
-            raise trouble
-        return None
+            said = f"cannot reach {where}: {str(error) or type(error).__name__} {tried}"
+            return ModelUnreachable(f"{said}; check the address and that the server runs, then resume"), None
+        if response.status_code == 200:
+            return None, None
+        return _refusal(where, response, tried), _retry_after(response.headers)
 
     def _connected(self) -> _Connection:
         loop = asyncio.get_running_loop()
@@ -202,13 +193,13 @@ class OpenAIModel:
 
 
 class _Connection:
-    """What belongs to one event loop: the transport and the concurrency limit."""
+    """What belongs to one event loop: the transport, and how many requests are under way."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop, base: str, key: str | None, concurrency: int) -> None:
         from cod_agent.journal.http import http_module, transport_to
 
         self.loop, self.base, self.module = loop, base.rstrip("/"), http_module()
-        self.gate = asyncio.Semaphore(concurrency)
+        self.pace = Pace(concurrency)
         try:
             self.url = self.module.URL(f"{self.base}/chat/completions")
         except self.module.InvalidURL as error:
