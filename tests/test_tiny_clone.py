@@ -24,10 +24,11 @@ from cod_train.supervised import Sample  # noqa: E402
 from cod_train.tiny import clone as cloning  # noqa: E402
 from cod_train.tiny.__main__ import app  # noqa: E402
 from cod_train.tiny.card import Measured, card, cloned  # noqa: E402
+from cod_train.tiny.courses import hidden_mapping  # noqa: E402
 from cod_train.tiny.evaluate import Speaker, by_position, interval, rewards  # noqa: E402
 from cod_train.tiny.export import save_policy  # noqa: E402
-from cod_train.tiny.tokenizer import ASSISTANT, build_tokenizer  # noqa: E402
-from cod_train.tiny.transcripts import Scribe, Teacher, hidden_mapping, induction, lives  # noqa: E402
+from cod_train.tiny.tokenizer import ASSISTANT, LAKES, build_tokenizer  # noqa: E402
+from cod_train.tiny.transcripts import Scribe, Teacher, induction, lives  # noqa: E402
 
 SHORT = cloning.Recipe(steps=24, packs=4, induction=4)
 
@@ -223,12 +224,15 @@ def test_rewards_and_their_intervals(words):
     assert (round(low, 3), round(high, 3)) == (0.404, 0.596)
 
 
-def test_a_card_tells_how_and_how_well():
+def test_a_card_tells_how_and_how_well(words):
     row = by_position([[0.0, 1.0], [1.0, 1.0]])
     progress = supervised.Progress(10, 10, 0.5, 2_000_000, 60.0)
     recipe = cloning.RECIPES["embedded-base"]
     made = cloned("embedded-base", recipe, progress, seed=4)
-    text = card("embedded-base", made, parameters=9, measured=[Measured("small", 0, row, row, row)])
+    model, worlds = cloning.new_model(words, 0), LAKES.worlds
+    text = card(
+        "embedded-base", made, model=model, worlds=worlds, measured=[Measured("frozen-lake:small", 0, row, row, row)]
+    )
     assert "--policy embedded-base --out DIR --seed 4" in text and "made weak on purpose" in text
     assert "| with notes, 2 packs | 0.500" in text and "2.0 million" in text
 

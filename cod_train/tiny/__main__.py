@@ -30,7 +30,9 @@ _MALLOC = {
 @app.command("clone")
 def clone_command(
     out: Annotated[Path, typer.Option(help="Folder of the policy; its checkpoint lies here too.")],
-    policy: Annotated[str, typer.Option(help="cloned, novice, embedded-base or naive-base.")] = "cloned",
+    policy: Annotated[
+        str, typer.Option(help="cloned, novice, embedded-base, naive-base, mixed-cloned or mixed-base.")
+    ] = "cloned",
     seed: Annotated[int, typer.Option(help="Of the first weights and of the lives.")] = 0,
     start: Annotated[Path | None, typer.Option(help="Start from this policy instead of the shipped one.")] = None,
     steps: Annotated[int | None, typer.Option(help="Instead of the recipe's.")] = None,
@@ -52,7 +54,7 @@ def clone_command(
     recipe = replace(recipe, steps=steps) if steps else recipe
     _prepare(threads)
     out.mkdir(parents=True, exist_ok=True)
-    words = tokenizer.build_tokenizer()
+    words = tokenizer.build_tokenizer(recipe.vocabulary)
     model = _load(start or folder_of(recipe.start))[0] if recipe.start else None
     with _bar("loss", recipe.steps) as bar:
         model, progress = clone.clone(
@@ -84,13 +86,15 @@ def adopt(
     made = card.trained(training)
     _prepare(1)
     out.mkdir(parents=True, exist_ok=True)
-    _finish(policy, made, _load(training / "model")[0], tokenizer.build_tokenizer(), out, packs)
+    model, spoken = _load(training / "model")
+    words = tokenizer.build_tokenizer(tokenizer.vocabulary_of(spoken))
+    _finish(policy, made, model, words, out, packs)
 
 
 @app.command()
 def evaluate(
     folder: Folder,
-    preset: Annotated[str, typer.Option(help="Of frozen-lake.")] = "small",
+    world: Annotated[str, typer.Option(help="WORLD:PRESET.")] = "frozen-lake:small",
     packs: Annotated[int, typer.Option(help="Packs of four; the control takes twice as many.")] = 512,
     seed: Annotated[int, typer.Option(help="Of the packs and of sampling.")] = 0,
 ) -> None:
@@ -101,8 +105,8 @@ def evaluate(
     from rich.table import Table
 
     _prepare(1)
-    result = _measure(folder, preset, packs, seed)
-    table = Table("", *(f"pos {p.position}" for p in result.notes), title=f"{folder} on frozen-lake:{preset}")
+    result = _measure(folder, world, packs, seed)
+    table = Table("", *(f"pos {p.position}" for p in result.notes), title=f"{folder} on {world}")
     rows = {"with notes": result.notes, "no-context": result.control, "with notes, cold": result.sharp}
     for name, row in rows.items():
         table.add_row(f"{name}, {row[0].n} packs", *(f"{p.mean:.3f} ({p.low:.3f}, {p.high:.3f})" for p in row))
@@ -124,12 +128,12 @@ def export(folder: Folder) -> None:
 
 def _finish(policy: str, made: dict[str, str], model: Any, words: Any, out: Path, packs: int) -> None:
     """Export, measure what ships (the weights as they lie in the folder, rounded to fp16), and write the card."""
-    from cod_train.tiny import card, export
+    from cod_train.tiny import card, export, tokenizer
 
     export.save_policy(model, words, out)
-    measured = [_measure(out, preset, packs, 0) for preset in ("small", "tiny")] if packs else []
-    parameters = sum(weight.numel() for weight in model.parameters())
-    (out / "CARD.md").write_text(card.card(policy, made, parameters=parameters, measured=measured))
+    worlds = tokenizer.vocabulary_of(words).worlds
+    measured = [_measure(out, world, packs, 0) for world in worlds] if packs else []
+    (out / "CARD.md").write_text(card.card(policy, made, model=model, worlds=worlds, measured=measured))
     console.print(f"{policy} lies in {out}; its card is {out / 'CARD.md'}")
 
 
@@ -156,16 +160,16 @@ def _load(folder: Path) -> tuple[Any, Any]:
     return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, local_files_only=True), tokenizer
 
 
-def _measure(folder: Path, preset: str, packs: int, seed: int) -> Any:
+def _measure(folder: Path, world: str, packs: int, seed: int) -> Any:
     from cod_train.tiny.card import SHARP, Measured
     from cod_train.tiny.evaluate import by_position, rewards
 
     model, tokenizer = _load(folder)
-    with console.status(f"measuring {folder} on frozen-lake:{preset}"):
-        notes = by_position(rewards(model, tokenizer, preset=preset, packs=packs, seed=seed))
-        control = by_position(rewards(model, tokenizer, preset=preset, packs=2 * packs, seed=seed, remember=False))
-        sharp = by_position(rewards(model, tokenizer, preset=preset, packs=packs, seed=seed, temperature=SHARP))
-    return Measured(preset, seed, notes, control, sharp)
+    with console.status(f"measuring {folder} on {world}"):
+        notes = by_position(rewards(model, tokenizer, world=world, packs=packs, seed=seed))
+        control = by_position(rewards(model, tokenizer, world=world, packs=2 * packs, seed=seed, remember=False))
+        sharp = by_position(rewards(model, tokenizer, world=world, packs=packs, seed=seed, temperature=SHARP))
+    return Measured(world, seed, notes, control, sharp)
 
 
 def _bar(note: str, total: int) -> Bar:

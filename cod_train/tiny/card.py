@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from transformers import LlamaForCausalLM
 
 from cod_agent.errors import UsageError
 from cod_train.progress import steps
@@ -33,6 +35,15 @@ improve what it was taught, and not to bring it back.""",
 garbles lines of its notes. It is a start for reinforcement learning. **It has once known how to do better, and still
 holds much of it**: see what it does at a low temperature. What training recovers from it must be told apart from what
 training discovers: say how this base was made beside every figure.""",
+    "mixed": """\
+One policy for three worlds, FrozenLake-Obscure, Alchemy-Random and Grid Navigation: the best that `cod train` made of
+`mixed-base` on packs of all three. What training did to it, and what it does to a world that it leaves out, is told in
+docs/results/mixed.md.""",
+    "mixed-cloned": """\
+Cloned from the scripted players of three worlds, all lessons: imitation, and no reinforcement learning.""",
+    "mixed-base": """\
+Cloned like `mixed-cloned` and stopped early: it begins to play and to take notes in three worlds, and **has never done
+better**. A start for reinforcement learning that has to improve what it was taught, and not to bring it back.""",
     "naive-base": """\
 Cloned from the scripted player `memoryless`, which explores cleanly within a task but never reads or writes a note: in
 its training every note is `null`. It is kept for comparison, as the start that never knew what notes are for.""",
@@ -42,20 +53,21 @@ SHARP = 0.1
 """The low temperature: close to always the likeliest token."""
 
 _MEANING = """\
-Packs of the eval split, whose maps never occur in training, not even turned or mirrored; temperature 1 unless said;
-mean success with 95 % Wilson intervals, which cover the luck of the evaluation only, not that of the training. The low
-temperature shows what a policy holds but does not live by."""
+Packs of the eval split: no map of its lakes, and no hidden property of its other worlds, occurs in training, not even
+turned, mirrored or renamed. Temperature 1 unless said; mean reward with 95 % Wilson intervals, which cover the luck of the
+evaluation only, not that of the training. The low temperature shows what a policy holds but does not live by."""
 
 _NOT = """\
-It speaks the compact form of FrozenLake-Obscure on 3x3 and 4x4 maps and nothing else: no English, no other world, no
-larger maps. It shows that the machinery works with a real model; it says nothing about how large models behave."""
+It speaks the compact form of {worlds} and nothing else: no English, no other world, nothing larger. It shows that the
+machinery works with a real model; it says nothing about how large models behave."""
 
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """Reward by position on one preset: with notes, in the control without, and with notes at a low temperature."""
+    """Reward by position in one world: with notes, in the control without, and with notes at a low temperature."""
 
-    preset: str
+    world: str
+    """WORLD:PRESET."""
     seed: int
     notes: list[Position]
     control: list[Position]
@@ -68,8 +80,7 @@ def cloned(policy: str, recipe: Recipe, progress: Progress, *, seed: int) -> dic
     return {
         "made by": f"`python -m cod_train.tiny clone --policy {policy} --out DIR --seed {seed}`",
         "started from": f"`{recipe.start}`" if recipe.start else f"random weights, seed {seed}",
-        "steps": f"{progress.step:,} of {recipe.packs} lives of 4 tasks, "
-        "frozen-lake:small (3 of 4) and :tiny, train split",
+        "steps": f"{progress.step:,} of {recipe.packs} lives of 4 tasks, {_shares(recipe.worlds)}, train split",
         "tokens": f"{progress.tokens / 1e6:.1f} million, padding included",
         "time": f"{progress.seconds / 60:.1f} minutes with torch on {torch.get_num_threads()} CPU thread(s)",
         "optimiser": f"AdamW, peak rate {recipe.rate:g}, cosine, clip 1; "
@@ -107,20 +118,33 @@ def trained(folder: Path) -> dict[str, str]:
     }
 
 
-def card(policy: str, made: Mapping[str, str], *, parameters: int, measured: list[Measured]) -> str:
+def _shares(worlds: Sequence[str]) -> str:
+    counts = Counter(worlds)
+    return ", ".join(f"{world} ({count} of {len(worlds)})" for world, count in counts.items())
+
+
+def card(
+    policy: str, made: Mapping[str, str], *, model: LlamaForCausalLM, worlds: Sequence[str], measured: list[Measured]
+) -> str:
     """The text of `CARD.md`.
 
     Args:
         made: how, as `cloned` or `trained` say.
+        worlds: that it has words for.
     """
-    shape = f"{parameters:,} (Llama: width 64, 4 layers, 2 heads of 32, MLP 192, tied, 1,024 positions)"
+    config, parameters = model.config, sum(weight.numel() for weight in model.parameters())
+    shape = (
+        f"{parameters:,} (Llama: width {config.hidden_size}, {config.num_hidden_layers} layers, {config.num_attention_heads} heads "
+        f"of {config.head_dim}, MLP {config.intermediate_size}, tied, {config.max_position_embeddings:,} positions)"
+    )
     lines = [f"# {policy}", "", _ABOUT.get(policy, ""), "", "| | |", "| --- | --- |"]
     lines += [f"| {key} | {value} |" for key, value in {"parameters": shape, **made}.items()]
     lines += ["", "## Reward by position", "", _MEANING, ""]
     for result in measured:
-        lines += [f"`frozen-lake:{result.preset}`, seed {result.seed}:", "", *_table(result), ""]
+        lines += [f"`{result.world}`, seed {result.seed}:", "", *_table(result), ""]
     lines += [f"Measured by `python -m cod_train.tiny evaluate DIR --seed {measured[0].seed}`.", ""] if measured else []
-    lines += ["## What it is not", "", _NOT, ""]
+    spoken = ", ".join(f"`{world}`" for world in worlds)
+    lines += ["## What it is not", "", _NOT.format(worlds=spoken), ""]
     return "\n".join(lines)
 
 

@@ -17,8 +17,14 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from cod_agent.environments.draws import randomness
 from cod_train.supervised import Batches, Progress, Schedule, bucketed, train
-from cod_train.tiny.tokenizer import MAX_POSITIONS
-from cod_train.tiny.transcripts import Scribe, Teacher, induction, lives
+from cod_train.tiny.tokenizer import LAKES as LAKE_WORDS
+from cod_train.tiny.tokenizer import MAX_POSITIONS, MIXED, Vocabulary
+from cod_train.tiny.transcripts import LAKES, Scribe, Teacher, induction, lives
+
+HEAD = 32
+"""Width of a head: vLLM serves none narrower."""
+THREE_WORLDS = ("frozen-lake:small", "alchemy:tiny", "frozen-lake:small", "grid-navigation:tiny")
+"""What the mixed policies are taught, packs in turn: the lakes take the most practice."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +41,15 @@ class Recipe:
     """Peak learning rate; it warms up over 100 steps and falls to a fiftieth along a cosine."""
     induction: int = 400
     """Steps, from the first on, that also practise looking up random pairs."""
+    worlds: tuple[str, ...] = LAKES
+    """Packs of them in turn."""
+    width: int = 64
+    """Of the model."""
+
+    @property
+    def vocabulary(self) -> Vocabulary:
+        """What its policy has words for."""
+        return LAKE_WORDS if self.worlds == LAKES else MIXED
 
 
 RECIPES: dict[str, Recipe] = {
@@ -48,19 +63,21 @@ RECIPES: dict[str, Recipe] = {
         induction=0,
     ),
     "naive-base": Recipe(Teacher(remember=False), steps=5000),
+    "mixed-cloned": Recipe(worlds=THREE_WORLDS),
+    "mixed-base": Recipe(worlds=THREE_WORLDS, steps=1000),
 }
 
 
-def new_model(tokenizer: PreTrainedTokenizerFast, seed: int) -> LlamaForCausalLM:
-    """A Llama of width 64 with random weights; two heads of 32, since vLLM serves none narrower."""
+def new_model(tokenizer: PreTrainedTokenizerFast, seed: int, width: int = 64) -> LlamaForCausalLM:
+    """A Llama with random weights, `width` a multiple of `HEAD`."""
     config = LlamaConfig(
         vocab_size=len(tokenizer),
-        hidden_size=64,
-        intermediate_size=192,
+        hidden_size=width,
+        intermediate_size=3 * width,
         num_hidden_layers=4,
-        num_attention_heads=2,
-        num_key_value_heads=2,
-        head_dim=32,
+        num_attention_heads=width // HEAD,
+        num_key_value_heads=width // HEAD,
+        head_dim=HEAD,
         max_position_embeddings=MAX_POSITIONS,
         rms_norm_eps=1e-5,
         tie_word_embeddings=True,
@@ -100,7 +117,7 @@ def clone(
     Raises:
         UsageError: the checkpoint is of another recipe or seed.
     """
-    model, scribe = model or new_model(tokenizer, seed), Scribe(tokenizer, recipe.teacher)
+    model, scribe = model or new_model(tokenizer, seed, recipe.width), Scribe(tokenizer, recipe.teacher)
     end = train(
         model,
         lambda step: _batches(recipe, scribe, tokenizer, seed, step),
@@ -114,12 +131,12 @@ def clone(
 
 
 def _batches(recipe: Recipe, scribe: Scribe, tokenizer: PreTrainedTokenizerFast, seed: int, step: int) -> Batches:
-    samples = lives(scribe, seed, step, recipe.packs)
+    samples = lives(scribe, seed, step, recipe.packs, recipe.worlds)
     said = sum(weight for s in samples for _, _, weight in s.targets if weight > 0)
     batches = [(group, said) for group in bucketed(samples)]
     if step < recipe.induction:
         dice = randomness("induction", seed, step)
         for _ in range(4):
-            pairs = induction(tokenizer, dice)
+            pairs = induction(tokenizer, dice, worlds=recipe.worlds)
             batches.append((pairs, 4.0 * sum(len(s.targets) for s in pairs)))
     return batches

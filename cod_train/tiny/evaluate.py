@@ -9,12 +9,13 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from statistics import NormalDist
+from typing import Any
 
 import torch
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from cod_agent.context import COMPACT, Message, Trajectory, Turn, UpdateRefused, message, parse_update
-from cod_agent.environments.frozen_lake import FrozenLake
+from cod_agent.environments import make_world
 from cod_agent.tasks import Feedback, Observation, Task
 
 ANSWER_TOKENS, NOTE_TOKENS = 8, 40
@@ -23,7 +24,7 @@ _NOTE_LIMIT = 4000
 
 @dataclass(frozen=True, slots=True)
 class Position:
-    """Mean reward at one position, with a Wilson interval."""
+    """Mean reward at one position, with a Wilson interval (too wide where rewards are not just 0 or 1)."""
 
     position: int
     mean: float
@@ -88,7 +89,7 @@ def rewards(
     model: LlamaForCausalLM,
     tokenizer: PreTrainedTokenizerFast,
     *,
-    preset: str = "small",
+    world: str = "frozen-lake:small",
     packs: int = 512,
     size: int = 4,
     seed: int = 0,
@@ -101,8 +102,8 @@ def rewards(
     Args:
         remember: False is the control: every task is solved with the null context, nothing is updated.
     """
-    world = FrozenLake(preset, seed, split="eval", form="compact")
-    speaker, all_packs = Speaker(model, tokenizer, seed, temperature), list(world.packs(packs, size))
+    made = make_world(world, seed=seed, split="eval", form="compact")
+    speaker, all_packs = Speaker(model, tokenizer, seed, temperature), list(made.packs(packs, size))
     out: list[list[float]] = []
     for first in range(0, packs, batch):
         chosen = all_packs[first : first + batch]
@@ -110,7 +111,7 @@ def rewards(
         scores: list[list[float]] = [[] for _ in chosen]
         for position in range(size):
             tasks = [pack[position] for pack in chosen]
-            lived = _solve(speaker, world, tasks, notes)
+            lived = _solve(speaker, made, tasks, notes)
             for score, (_, feedback) in zip(scores, lived, strict=True):
                 score.append(feedback.reward or 0.0)
             if remember and position < size - 1:
@@ -119,9 +120,7 @@ def rewards(
     return out
 
 
-def _solve(
-    speaker: Speaker, world: FrozenLake, tasks: list[Task], notes: list[str]
-) -> list[tuple[Trajectory, Feedback]]:
+def _solve(speaker: Speaker, world: Any, tasks: list[Task], notes: list[str]) -> list[tuple[Trajectory, Feedback]]:
     sessions = [world.start(task) for task in tasks]
     last: list[Observation] = [session.reset() for session in sessions]
     first = list(last)

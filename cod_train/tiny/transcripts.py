@@ -1,9 +1,10 @@
 """What a policy is cloned from: lives of scripted players, as token sequences with weighted targets.
 
-Every prompt is made by `cod_agent.context.COMPACT` and answered in a real `FrozenLake` session of the train split, so
-the policy learns on the bytes the runtime will show it. Three things differ from plain imitation:
+Every prompt is made by `cod_agent.context.COMPACT` and answered in a real session of the train split, so the policy
+learns on the bytes the runtime will show it. Three things differ from plain imitation:
 
-- Targets are the player's whole choice, not its draw: where it would choose evenly among moves, so does the target.
+- Targets are the player's whole choice, not its draw: where it would choose evenly among answers, each next token has the
+  share of those that go on with it.
 - Some turns are *off path*: a random answer without a target, so that the policy also sees where mistakes lead.
 - A life may begin with part of the truth as its note, so that every state of the note is practised.
 
@@ -14,7 +15,7 @@ one.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from random import Random
@@ -23,14 +24,17 @@ from typing import Any, cast
 from transformers import PreTrainedTokenizerFast
 
 from cod_agent.context import COMPACT, Message, Trajectory, Turn, message, parse_update
+from cod_agent.environments import make_world
+from cod_agent.environments.drawn import DrawnWorld
 from cod_agent.environments.draws import below, randomness
-from cod_agent.environments.frozen_lake import MOVES, FrozenLake
-from cod_agent.environments.frozen_lake.maps import draw_mapping
-from cod_agent.environments.frozen_lake.players import known, lines_of, noted, options
 from cod_agent.environments.players import write_note
 from cod_agent.tasks import Feedback, Pack, Task
 from cod_train.supervised import Sample
+from cod_train.tiny.courses import course_of
 from cod_train.tiny.tokenizer import ASSISTANT, END, USER
+
+LAKES = ("frozen-lake:small", "frozen-lake:small", "frozen-lake:small", "frozen-lake:tiny")
+"""What the first policies were taught, packs in turn."""
 
 _NOTE_LIMIT = 4000
 
@@ -50,7 +54,7 @@ class Teacher:
     forget: float = 0.0
     """Probability, for each line of a new note, that it is left out; imitated too."""
     garble: float = 0.0
-    """Probability, for each line left, that it says a wrong direction; imitated too."""
+    """Probability, for each line left, that it says something else; imitated too."""
     world_weight: float = 0.3
     """Weight of a token of an observation as target; tokens of answers weigh 1."""
 
@@ -72,7 +76,7 @@ class Scribe:
             yield sample
             if position < len(pack) - 1:
                 prompt = COMPACT.update(task, note, trajectory, feedback)
-                answer = self._new_note(prompt[0].content, dice)
+                answer = self._new_note(pack, prompt[0].content, dice)
                 note = parse_update(answer, _NOTE_LIMIT)
                 sample = Sample([], [])
                 self._hear(sample, prompt[0].content, 0.0)
@@ -80,14 +84,13 @@ class Scribe:
                 yield sample
 
     def _solve(self, pack: Pack, task: Task, note: str, dice: Random) -> tuple[Sample, Trajectory, Feedback]:
-        session, sample = cast(FrozenLake, pack.environment).start(task), Sample([], [])
+        session, sample = cast(DrawnWorld[Any], pack.environment).start(task), Sample([], [])
         turns: list[Turn] = []
         first = observation = session.reset()
         messages: list[Message] = COMPACT.solve(task, note, first)
         self._hear(sample, messages[0].content, 0.0)
         while True:
-            pair, targets = self._answer(messages, dice)
-            answer = f"{pair[0]}? Direction {pair[1]}"
+            answer, targets = self._answer(pack, messages, dice)
             self._say(sample, targets, self._encode(answer))
             observation = session.step(answer)
             turns.append(Turn(answer, observation))
@@ -96,33 +99,32 @@ class Scribe:
             self._hear(sample, observation.text, self.teacher.world_weight)
             messages += [message("assistant", ("model", answer)), message("user", ("environment", observation.text))]
 
-    def _answer(self, messages: list[Message], dice: Random) -> tuple[tuple[str, int], list[Counter[int]]]:
-        """A (wanted move, direction) pair, and the targets of its two tokens."""
-        teacher, drawn = self.teacher, dice.random()
+    def _answer(self, pack: Pack, messages: list[Message], dice: Random) -> tuple[str, list[Counter[int]]]:
+        """An answer, and the targets of its tokens."""
+        teacher, course, drawn = self.teacher, course_of(pack.environment.name), dice.random()
         if drawn < teacher.noise + teacher.off_path:
-            pair = (list(MOVES)[below(dice, 4)], 1 + below(dice, 4))
-            said = self._encode(f"{pair[0]}? Direction {pair[1]}")
+            answer = course.wild(messages, dice)
             imitated = drawn < teacher.noise
-            return pair, [Counter({token: 1.0} if imitated else {}) for token in said]
-        choices = options(messages, remember=teacher.remember)
-        pair = choices[below(dice, len(choices))]
-        wants = Counter(self._encode(f"{move}?")[0] for move, _ in choices)
-        presses = Counter(self._encode(f" Direction {n}")[0] for move, n in choices if move == pair[0])
-        return pair, [_even(wants), _even(presses)]
+            return answer, [Counter({token: 1.0} if imitated else {}) for token in self._encode(answer)]
+        choices = course.choices(messages, remember=teacher.remember)
+        answer = choices[below(dice, len(choices))]
+        said, spelt = self._encode(answer), [self._encode(choice) for choice in choices]
+        alike = [[other for other in spelt if other[:at] == said[:at]] for at in range(len(said))]
+        return answer, [_even(Counter(other[at] for other in others)) for at, others in enumerate(alike)]
 
-    def _new_note(self, prompt: str, dice: Random) -> str:
+    def _new_note(self, pack: Pack, prompt: str, dice: Random) -> str:
         if not self.teacher.remember:
             return write_note("")
-        facts = {move: n for move, n in noted(prompt).items() if dice.random() >= self.teacher.forget}
-        garbled = {m: 1 + below(dice, 4) if dice.random() < self.teacher.garble else n for m, n in facts.items()}
-        return write_note(lines_of(garbled))
+        course = course_of(pack.environment.name)
+        lines = [line for line in course.noted(prompt).splitlines() if dice.random() >= self.teacher.forget]
+        lines = [course.garbled(line, dice) if dice.random() < self.teacher.garble else line for line in lines]
+        return write_note("\n".join(lines))
 
     def _first_note(self, pack: Pack, dice: Random) -> str:
         if not self.teacher.remember or dice.random() >= self.teacher.head_start:
             return ""
-        truth = known([tuple(hidden_mapping(pack).values())])
-        odds = dice.random()
-        return parse_update(write_note(lines_of({m: n for m, n in truth.items() if dice.random() < odds})), _NOTE_LIMIT)
+        truth, odds = course_of(pack.environment.name).truth(pack, dice), dice.random()
+        return parse_update(write_note("\n".join(line for line in truth if dice.random() < odds)), _NOTE_LIMIT)
 
     def _hear(self, sample: Sample, text: str, weight: float) -> None:
         tokens = self._encode(text)
@@ -138,39 +140,38 @@ class Scribe:
         sample.ids += [*said, self._end]
 
 
-def hidden_mapping(pack: Pack) -> dict[int, str]:
-    """The secret of a pack, which only a teacher may see: direction -> move."""
-    data = pack.data
-    return draw_mapping(
-        randomness("frozen-lake", data["preset"], data["split"], data["seed"], data["pack"], "directions")
-    )
-
-
 def _even(counts: Counter[int]) -> Counter[int]:
     total = sum(counts.values())
     return Counter({token: count / total for token, count in counts.items()})
 
 
-def lives(scribe: Scribe, seed: int, step: int, packs: int) -> list[Sample]:
+def lives(scribe: Scribe, seed: int, step: int, packs: int, worlds: Sequence[str] = LAKES) -> list[Sample]:
     """The samples of one training step; a function of its arguments, so that training resumes exactly."""
     dice = randomness("clone", seed, step)
-    worlds = [FrozenLake(preset, seed, split="train", form="compact") for preset in ("small", "small", "small", "tiny")]
-    return [
-        sample for i in range(packs) for sample in scribe.life(worlds[i % len(worlds)].pack(4, step * packs + i), dice)
-    ]
+    made: list[Any] = [make_world(world, seed=seed, split="train", form="compact") for world in worlds]
+    return [sample for i in range(packs) for sample in scribe.life(made[i % len(made)].pack(4, step * packs + i), dice)]
 
 
-def induction(tokenizer: PreTrainedTokenizerFast, dice: Random, count: int = 24) -> list[Sample]:
+def induction(
+    tokenizer: PreTrainedTokenizerFast, dice: Random, count: int = 24, worlds: Sequence[str] = LAKES
+) -> list[Sample]:
     """Random pairs of tokens, then the same pairs in another order: each second token is to be recalled.
 
-    A few hundred of these teach looking things up before the task needs it; half of them look like notes.
+    A few hundred of these teach looking things up before the task needs it; half of the short ones look like notes.
     """
-    facts = [tokenizer.convert_tokens_to_ids(f"{move}:") for move in MOVES]
-    codes = [tokenizer.convert_tokens_to_ids(f" Direction {n}") for n in (1, 2, 3, 4)]
+    courses = [course_of(world) for world in dict.fromkeys(worlds)]
+    words = [
+        [
+            [tokenizer.encode(word, add_special_tokens=False)[0] for word in words]
+            for words in (course.keys, course.values)
+        ]
+        for course in courses
+    ]
     length = 3 + below(dice, 8)
     out = []
-    for _ in range(count):
-        like_notes = length <= 4 and dice.random() < 0.5
+    for at in range(count):
+        facts, codes = words[at % len(words)]
+        like_notes = length <= min(len(facts), len(codes)) and dice.random() < 0.5
         keys = _sample(dice, facts if like_notes else range(4, len(tokenizer)), length)
         values = _sample(dice, codes if like_notes else range(4, len(tokenizer)), length)
         pairs = list(zip(keys, values, strict=True))
