@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import replace
 from pathlib import Path
 from random import Random
@@ -15,8 +16,8 @@ pytest.importorskip("gguf")
 from transformers import AutoModelForCausalLM, AutoTokenizer  # noqa: E402
 from typer.testing import CliRunner  # noqa: E402
 
-from cod_agent.context import COMPACT, message  # noqa: E402
-from cod_agent.environments.frozen_lake import FrozenLake  # noqa: E402
+from cod_agent.context import COMPACT, Trajectory, Turn, message  # noqa: E402
+from cod_agent.environments import make_world  # noqa: E402
 from cod_agent.errors import UnknownName, UsageError  # noqa: E402
 from cod_train import supervised  # noqa: E402
 from cod_train.gguf_file import write_gguf  # noqa: E402
@@ -24,18 +25,24 @@ from cod_train.supervised import Sample  # noqa: E402
 from cod_train.tiny import clone as cloning  # noqa: E402
 from cod_train.tiny.__main__ import app  # noqa: E402
 from cod_train.tiny.card import Measured, card, cloned  # noqa: E402
-from cod_train.tiny.courses import hidden_mapping  # noqa: E402
+from cod_train.tiny.courses import course_of  # noqa: E402
 from cod_train.tiny.evaluate import Speaker, by_position, interval, rewards  # noqa: E402
 from cod_train.tiny.export import save_policy  # noqa: E402
-from cod_train.tiny.tokenizer import ASSISTANT, LAKES, build_tokenizer  # noqa: E402
+from cod_train.tiny.tokenizer import ASSISTANT, LAKES, MIXED, build_tokenizer, vocabulary_of  # noqa: E402
 from cod_train.tiny.transcripts import Scribe, Teacher, induction, lives  # noqa: E402
 
 SHORT = cloning.Recipe(steps=24, packs=4, induction=4)
+WORLDS = dict.fromkeys((*LAKES.worlds, *MIXED.worlds))
 
 
 @pytest.fixture(scope="module")
 def words():
     return build_tokenizer()
+
+
+@pytest.fixture(scope="module")
+def more_words():
+    return build_tokenizer(MIXED)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -57,15 +64,48 @@ def test_the_tokenizer_is_the_same_each_time_and_its_atoms_are_atoms(words):
     assert words.decode(words(text, add_special_tokens=False).input_ids) == text
 
 
+def test_the_second_tokenizer_is_the_first_with_more_words(words, more_words):
+    assert (vocabulary_of(words), vocabulary_of(more_words)) == (LAKES, MIXED)
+    for text, count in {"Left: Direction 3": 2, "@.#*\n..#": 3, "K: é 東京": None, "a1: 5": 2, "none: a+c": 2}.items():
+        ids = more_words(text, add_special_tokens=False).input_ids
+        assert more_words.decode(ids) == text and count in (None, len(ids))
+
+
+@pytest.mark.parametrize("world", MIXED.worlds)
+def test_a_fact_is_three_tokens_and_an_answer_one_or_two(more_words, world):
+    long = {}
+    for sample in _lives(more_words, world, packs=6):
+        for turn in more_words.decode(sample.ids).split(ASSISTANT)[1:]:
+            answer = turn.partition("<|end|>")[0]
+            facts = answer.split("\n")[1:-1] if "\n" in answer else []
+            for text in [f"{fact}\n" for fact in facts] or [answer]:
+                long.setdefault(len(more_words(text, add_special_tokens=False).input_ids), set()).add(text)
+    answers = long.pop(2 if world in LAKES.worlds else 1)
+    assert len(answers) > 5 and long.pop(2, {"null\n"}) == {"null\n"} and set(long) == {3}
+
+
 # Transcripts
 
 
-def train_pack(index: int = 0):
-    return FrozenLake("small", 0, split="train", form="compact").pack(4, index)
+def train_pack(index: int = 0, world: str = "frozen-lake:small"):
+    return make_world(world, split="train", form="compact").pack(4, index)
 
 
-def test_a_life_is_what_the_runtime_shows_byte_for_byte(words):
-    pack = train_pack()
+def _lives(words, world: str, packs: int, teacher: Teacher | None = None) -> list[Sample]:
+    scribe = Scribe(words, teacher or Teacher())
+    return [sample for at in range(packs) for sample in scribe.life(train_pack(at, world), Random(at))]
+
+
+def test_the_first_policies_are_cloned_from_the_very_lives_they_were_cloned_from(words):
+    scribe = Scribe(words, Teacher(noise=0.2, forget=0.3, garble=0.2))
+    samples = [*lives(scribe, 3, 5, 8), *induction(words, Random(0))]
+    told = repr([(sample.ids, sample.targets) for sample in samples])
+    assert hashlib.sha256(told.encode()).hexdigest()[:16] == "5ee5dfd3cdf9f5cd"
+
+
+@pytest.mark.parametrize("world", WORLDS)
+def test_a_life_is_what_the_runtime_shows_byte_for_byte(more_words, world):
+    words, pack = more_words, train_pack(world=world)
     first = next(Scribe(words, Teacher(head_start=0.0)).life(pack, Random(0)))
     said = COMPACT.solve(pack[0], "", pack.environment.start(pack[0]).reset())
     prompt = words.apply_chat_template([m.wire() for m in said], tokenize=False, add_generation_prompt=True)
@@ -78,8 +118,9 @@ def test_a_life_is_what_the_runtime_shows_byte_for_byte(words):
     assert words(again, add_special_tokens=False).input_ids == first.ids
 
 
-def test_an_episode_is_what_the_chat_template_makes_of_it(words):
-    episode = next(Scribe(words, Teacher()).life(train_pack(), Random(1)))
+@pytest.mark.parametrize("world", WORLDS)
+def test_an_episode_is_what_the_chat_template_makes_of_it(more_words, world):
+    words, episode = more_words, next(Scribe(more_words, Teacher()).life(train_pack(world=world), Random(1)))
     talk = []
     for turn in words.decode(episode.ids).split("<|user|>")[1:]:
         asked, answered = turn.removesuffix("<|end|>").split(ASSISTANT)
@@ -88,8 +129,10 @@ def test_an_episode_is_what_the_chat_template_makes_of_it(words):
     assert words(text, add_special_tokens=False).input_ids == episode.ids
 
 
-def test_targets_of_answers_sum_to_one_at_each_place(words):
-    for sample in lives(Scribe(words, Teacher(off_path=0.0, world_weight=0.0)), 0, 3, 4):
+@pytest.mark.parametrize("world", WORLDS)
+def test_targets_of_answers_sum_to_one_at_each_place(more_words, world):
+    words = more_words
+    for sample in _lives(words, world, 1, Teacher(off_path=0.0, world_weight=0.0)):
         at: dict[int, float] = {}
         for place, _, weight in sample.targets:
             at[place] = at.get(place, 0.0) + weight
@@ -120,8 +163,26 @@ def test_who_forgets_everything_writes_null_and_who_remembers_the_truth(words):
         ]
 
     assert set(notes(Teacher(remember=False))) == set(notes(Teacher(forget=1.0, head_start=0.0))) == {"null"}
-    truth = {f"{move}: Direction {n}" for n, move in hidden_mapping(train_pack()).items()}
-    assert set(notes(Teacher(head_start=0.0))[-1].split("\n")) <= truth
+    truth = course_of("frozen-lake:small").truth(train_pack(), Random(0))
+    assert set(notes(Teacher(head_start=0.0))[-1].split("\n")) <= set(truth)
+
+
+@pytest.mark.parametrize("world", WORLDS)
+def test_the_truth_of_a_pack_is_what_its_sessions_show_to_random_answers(world):
+    course, dice = course_of(world), Random(0)
+    for at in range(10):
+        pack, seen, found = train_pack(at, world), "", ""
+        for task in pack:
+            session, turns = pack.environment.start(task), []
+            first = seen = session.reset()
+            while not seen.done:
+                answer = course.wild([message("user", ("environment", seen.text))], dice)
+                seen = session.step(answer)
+                assert seen.feedback is None or seen.feedback.ending not in ("malformed", "illegal"), answer
+                turns.append(Turn(answer, seen))
+            update = COMPACT.update(task, found, Trajectory(first, tuple(turns)), seen.feedback)
+            found = course.noted(update[0].content)
+        assert found and set(found.split("\n")) <= set(course.truth(pack, Random(0)))
 
 
 def test_a_step_of_lives_depends_on_its_number_alone(words):
@@ -216,8 +277,9 @@ def test_batched_answers_do_not_depend_on_their_neighbours(words):
     assert speaker.answers([short, long], 4)[0] == alone
 
 
-def test_rewards_and_their_intervals(words):
-    table = rewards(cloning.new_model(words, 0), words, packs=3, size=2, batch=2)
+@pytest.mark.parametrize("world", MIXED.worlds)
+def test_rewards_and_their_intervals(more_words, world):
+    table = rewards(cloning.new_model(more_words, 0), more_words, world=world, packs=3, size=2, batch=2)
     assert [len(row) for row in table] == [2, 2, 2]
     assert [p.n for p in by_position(table)] == [3, 3]
     low, high = interval(50, 100)
@@ -235,6 +297,7 @@ def test_a_card_tells_how_and_how_well(words):
     )
     assert "--policy embedded-base --out DIR --seed 4" in text and "made weak on purpose" in text
     assert "| with notes, 2 packs | 0.500" in text and "2.0 million" in text
+    assert "frozen-lake:small (3 of 4), frozen-lake:tiny (1 of 4)" in text and "width 64, 4 layers, 2 heads" in text
 
 
 # The command
