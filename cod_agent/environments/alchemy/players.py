@@ -9,9 +9,10 @@ that leaves most. That is a good player, not an upper bound: it never plans two 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import combinations_with_replacement, product
 
 from cod_agent.context import Message
 from cod_agent.environments.alchemy.recipes import plan, ways_of
@@ -104,14 +105,13 @@ class Lore:
 
     def untried(self, tier: int, *, across: bool) -> list[Pair]:
         """Pairs that nobody tried, the higher element of `tier`, the other of the same or (`across`) a lower one."""
-        names = sorted(self.tiers, key=lambda name: (name.isupper(), name))
-        found = []
-        for at, one in enumerate(names):
-            for other in names[at:]:
-                tiers = self.tiers[one], self.tiers[other]
-                if max(tiers) == tier and (min(tiers) < tier) == across and (one, other) not in self.facts:
-                    found.append((one, other))
-        return found
+        names = sorted(self.tiers, key=str.swapcase)  # as an inventory: small letters first
+        top = [name for name in names if self.tiers[name] == tier]
+        pairs: Iterable[Pair] = combinations_with_replacement(top, 2)
+        if across:
+            lower = [name for name in names if self.tiers[name] < tier]
+            pairs = ((min(pair, key=str.swapcase), max(pair, key=str.swapcase)) for pair in product(lower, top))
+        return [pair for pair in pairs if pair not in self.facts]
 
 
 def options(messages: Sequence[Message], *, remember: bool = True) -> list[Pair]:
@@ -146,8 +146,10 @@ def _nearest(lore: Lore, bench: Bench, pairs: Sequence[Pair]) -> list[Pair]:
     """First steps towards those of `pairs` that take the fewest rounds and, where materials are limited, leave most of what they take."""
     best: tuple[int, int] | None = None
     found: dict[Pair, None] = {}
+    ways = dict(lore.ways)
     for pair in pairs:
-        steps = plan("", {**lore.ways, "": [pair]}, bench.held, limited=bench.limited)
+        ways[""] = [pair]  # as if it made something without a name
+        steps = plan("", ways, bench.held, limited=bench.limited)
         if steps is None:
             continue
         spare = sum(bench.held.get(part, 0) for part in pair) if bench.limited else 0

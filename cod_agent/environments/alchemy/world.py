@@ -29,7 +29,7 @@ from cod_agent.environments.alchemy.recipes import PRESETS, Graph, Preset, draw_
 from cod_agent.environments.answers import tagged
 from cod_agent.environments.base import MALFORMED, Form, Split
 from cod_agent.environments.drawn import DrawnWorld, Place
-from cod_agent.environments.draws import below, between, randomness, shuffled
+from cod_agent.environments.draws import below, between, randomness
 from cod_agent.errors import UsageError
 from cod_agent.tasks import Feedback, Observation, Pack
 
