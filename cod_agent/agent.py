@@ -22,7 +22,7 @@ from cod_agent.environments.base import Environment, Tool
 from cod_agent.errors import TaskMismatch, UsageError
 from cod_agent.events import Event, Judged
 from cod_agent.journal.tap import Redact
-from cod_agent.lifecycle import Emit, Lifecycle, Ways
+from cod_agent.lifecycle import Emit, Give, Lifecycle, Ways
 from cod_agent.memory import lease, read, runs
 from cod_agent.memory.database import Memory
 from cod_agent.models.base import Model
@@ -49,6 +49,8 @@ class CoDAgent:
         prompts: how the context is shown and a new one asked for; by default what fits the environment.
         max_context: longest context, in characters; a longer one is refused.
         updates: False gives every solve episode the empty context and writes none (the control "no-context").
+        given: `given(run, position)` -> the text of the context that the task there is solved with, plain or async, instead of one the
+            agent wrote; no updates are asked for then. Asked once for each task: the text is kept as a version of the run's context.
         redact: applied to every text before it is sent or stored.
         settings: anything else to keep with its runs (JSON), such as the arguments of the program that lives them.
         on_doubt: decides "repeat" or "fail" for a tool declared `on_crash="ask"` that was running when the process died.
@@ -72,6 +74,7 @@ class CoDAgent:
         prompts: Prompts | None = None,
         max_context: int = 4000,
         updates: bool = True,
+        given: Give | None = None,
         redact: Redact | None = None,
         settings: dict[str, Any] | None = None,
         on_doubt: Callable[[str, Any], str] | None = None,
@@ -80,13 +83,14 @@ class CoDAgent:
         if not name:
             raise UsageError("an agent needs a name: it is how its memory is found again")
         self.name, self.environment, self.watch = name, environment, watch
+        updates = updates and given is None
         self._settings = {"max_context": max_context, "updates": updates, **(settings or {})}
         self._model = _resolve(model, environment) if isinstance(model, str) else model
         self._owns_model = isinstance(model, str)
         self._owns_memory = not isinstance(memory, Memory)
         self.memory = memory if isinstance(memory, Memory) else Memory.open(memory)
         self._ways = Ways(
-            self.memory, self._model, solver, tuple(tools), prompts, max_context, updates, redact, on_doubt
+            self.memory, self._model, solver, tuple(tools), prompts, max_context, updates, redact, on_doubt, given
         )
         self._runs: dict[str, runs.Run] = {}
         self._current: str | None = None

@@ -112,16 +112,14 @@ class Compact:
         return [message("user", *self._framed(context), shown)]
 
     def update(self, task: Task, context: str, trajectory: Trajectory, feedback: Feedback) -> list[Message]:
+        happened = self.happened(trajectory, feedback)
+        return [message("user", ("framework", "Update\n"), *self._framed(context), *happened)]
+
+    def happened(self, trajectory: Trajectory, feedback: Feedback) -> list[tuple[Origin, str]]:
+        """The part of an update's prompt that says what happened in a task."""
         steps = "".join(f"{defuse(t.observation.summary or t.observation.text)}\n" for t in trajectory.turns)
         reward = "?" if feedback.reward is None else f"{feedback.reward:g}"
-        return [
-            message(
-                "user",
-                ("framework", "Update\n"),
-                *self._framed(context),
-                ("environment", f"{steps}{defuse(feedback.text)} {reward}"),
-            )
-        ]
+        return [("environment", f"{steps}{defuse(feedback.text)} {reward}")]
 
     def _framed(self, context: str) -> tuple[tuple[Origin, str], ...]:
         return ("framework", f"{OPEN}\n"), ("context", context or self.nothing), ("framework", f"\n{CLOSE}\n")
@@ -142,13 +140,19 @@ class Natural:
         return [message("system", *system), message("user", shown)]
 
     def update(self, task: Task, context: str, trajectory: Trajectory, feedback: Feedback) -> list[Message]:
-        parts: list[tuple[Origin, str]] = [
+        before: list[tuple[Origin, str]] = [
             ("framework", f"The note before this task:\n{OPEN}\n"),
             ("context", defuse(context) or self.nothing),
             ("framework", f"\n{CLOSE}\n\nThe rules the solver was given:\n<rules>\n"),
             ("application", defuse(task.prompt)),
-            ("framework", "\n</rules>\n\nWhat happened:\n<trajectory>\n"),
+            ("framework", "\n</rules>\n\n"),
         ]
+        parts = [*before, *self.happened(trajectory, feedback), ("framework", "\n\nWrite the new note.")]
+        return [message("system", ("framework", _UPDATE)), message("user", *parts)]
+
+    def happened(self, trajectory: Trajectory, feedback: Feedback) -> list[tuple[Origin, str]]:
+        """The part of an update's prompt that says what happened in a task."""
+        parts: list[tuple[Origin, str]] = [("framework", "What happened:\n<trajectory>\n")]
         if trajectory.first is not None:
             parts.append(("environment", f"Start: {defuse(trajectory.first.text)}\n"))
         for number, turn in enumerate(trajectory.turns, 1):
@@ -158,8 +162,8 @@ class Natural:
         reward = "not given" if feedback.reward is None else f"{feedback.reward:.3f}"
         parts.append(("framework", f"</trajectory>\n\nReward: {reward}\n<feedback>\n"))
         parts.append(("environment", defuse(feedback.text) or "(none)"))
-        parts.append(("framework", "\n</feedback>\n\nWrite the new note."))
-        return [message("system", ("framework", _UPDATE)), message("user", *parts)]
+        parts.append(("framework", "\n</feedback>"))
+        return parts
 
 
 _SOLVE = (

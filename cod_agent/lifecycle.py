@@ -40,6 +40,8 @@ from cod_agent.solvers.tools import ToolSolver
 from cod_agent.tasks import Feedback, Outcome, Task
 
 Emit = Callable[[Event], None]
+Give = Callable[[str, int], str | Awaitable[str]]
+"""(run, position) -> the context to solve the task there with, from somewhere else than the run's own updates."""
 NAN = float("nan")
 
 
@@ -56,6 +58,7 @@ class Ways:
     updates: bool
     redact: Redact | None
     on_doubt: Callable[[str, Any], str] | None
+    given: Give | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +87,8 @@ class Lifecycle:
             TaskMismatch: another task stands there.
         """
         memory, given, task = self.ways.memory, task, self._cleaned(task)
-        known, before = await memory.write(lambda conn: runs.begin_task(conn, self.run, position, task))
+        handed = await self._handed(position)
+        known, before = await memory.write(lambda conn: runs.begin_task(conn, self.run, position, task, handed))
         due: _Update | None = None
         if known.state == "open":
             self._tell(TaskBegun(self.run.name, position, task, before.body, before.version))
@@ -108,6 +112,20 @@ class Lifecycle:
         latest = runs.latest_context(conn, self.run.id)
         episode_id, _ = runs.begin_episode(conn, self.run.id, known.position, "update", latest.id)
         runs.kept(conn, self.run, known, episode_id, reason)
+
+    async def _handed(self, position: int) -> runs.Given | None:
+        """The context that is given to a task which was not begun yet; one that was has it on record."""
+        give = self.ways.given
+        if give is None or await self.ways.memory.read(
+            lambda conn: runs.lived(conn, self.run.id, position) is not None
+        ):
+            return None
+        said = give(self.run.name, position)
+        body = await said if isinstance(said, Awaitable) else said
+        if not isinstance(body, str):
+            raise UsageError(f"given(run, position) is the text of a context, not {type(body).__name__} {body!r:.60}")
+        body = self.ways.redact(body) if self.ways.redact else body
+        return runs.Given(body, str(getattr(give, "name", "given")))
 
     # ---- solve ----
 

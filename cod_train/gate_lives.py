@@ -115,7 +115,7 @@ async def live(
     """
     database = folder / f"{plan.agent}.db"
     with _unfit(blame):
-        await asyncio.to_thread(_check_files, checkpoint)
+        await asyncio.to_thread(check_files, checkpoint)
         async with _answering(checkpoint, plan, engine, folder, blame) as played:
             lane, seconds = await _lives(played, database, watch)
     names = (checkpoint.gguf_weights,) if engine is None else (checkpoint.weights, f"{checkpoint.weights}/")
@@ -148,7 +148,7 @@ def check_there(checkpoint: Checkpoint) -> None:
             raise Undecided(f"{path} of {checkpoint.name} is gone: put it back")
 
 
-def _check_files(checkpoint: Checkpoint) -> None:
+def check_files(checkpoint: Checkpoint) -> None:
     """Raises: Unfit: its files are not those that were registered. Undecided: as `check_there`."""
     check_there(checkpoint)
     held = contents(checkpoint.folder)
@@ -243,7 +243,7 @@ async def _lives(plan: Plan, database: Path, watch: Watch) -> tuple[Lane, float]
         try:
             _check_own(memory, plan, world)
             (lane,) = lanes_of(plan, world, model)
-            return lane, await live_all(plan, [lane], memory, watch)
+            return lane, await live_all([lane], memory, watch)
         finally:
             memory.close()
     finally:
@@ -281,4 +281,4 @@ def _recorded(database: Path, agent: str, names: tuple[str, ...]) -> tuple[int, 
     return sum(row[1] or 0 for row in found), sum(row[2] for row in found)
 
 
-__all__ = ["Lived", "Undecided", "Unfit", "check_there", "in_process", "live", "longest_answer"]
+__all__ = ["Lived", "Undecided", "Unfit", "check_files", "check_there", "in_process", "live", "longest_answer"]

@@ -443,10 +443,10 @@ def test_trouble_of_the_machine_decides_nothing(
 ) -> None:
     real = gate_lives.live_all
 
-    async def full(plan: Any, *rest: Any) -> float:
-        if plan.agent == "candidate":
+    async def full(lanes: Any, *rest: Any) -> float:
+        if lanes[0].agent == "candidate":
             raise StoreFull("candidate.db cannot be written: the disk is full")
-        return await real(plan, *rest)
+        return await real(lanes, *rest)
 
     monkeypatch.setattr(gate_lives, "live_all", full)
     with pytest.raises(StoreFull):
@@ -469,10 +469,10 @@ def test_a_candidate_that_raises_is_rejected(
 ) -> None:
     real = gate_lives.live_all
 
-    async def odd(plan: Any, *rest: Any) -> float:
-        if plan.agent == "candidate":
+    async def odd(lanes: Any, *rest: Any) -> float:
+        if lanes[0].agent == "candidate":
             raise KeyError("what nobody expects")
-        return await real(plan, *rest)
+        return await real(lanes, *rest)
 
     monkeypatch.setattr(gate_lives, "live_all", odd)
     kept = decided(registry, "embedded", tmp_path / "g", packs=8)

@@ -104,10 +104,10 @@ async def _live(plan: Plan, db: Path, story: Story, *, quiet: bool) -> tuple[Eva
                 def told(lane: Lane, pack: int, outcome: Outcome) -> None:
                     step()
 
-                seconds = await live_all(plan, lanes, memory, Watch(outcome=told, event=story.hear))
+                seconds = await live_all(lanes, memory, Watch(outcome=told, event=story.hear))
             query = "SELECT count(*) FROM calls WHERE sampled_ids IS NULL"
             inexact = await memory.read(lambda conn: conn.execute(query).fetchone()[0])
-            return summarise(plan, lanes, seconds), inexact
+            return summarise(lanes, seconds), inexact
         finally:
             memory.close()
     finally:

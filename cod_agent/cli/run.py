@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -106,11 +105,10 @@ async def _live(plan: Plan, db: Path, told: _Told, api_key: str | None, only: st
             refuse_mixture(memory, plan, (world.pack(plan.pack_size, pack).id for pack in range(plan.packs)))
             told.before = finished(memory, plan.agent)
             lanes = lanes_of(plan, world, model)
+            chosen = None if only is None else lambda lane, life: lane.run(life) == only
             with told.progress:
-                seconds = await live_all(plan, lanes, memory, Watch(outcome=told.outcome), only=only)
-            if only is not None:
-                plan, lanes[0].rewards = replace(plan, packs=1), lanes[0].rewards[sorted(told.packs)]
-            return summarise(plan, lanes, seconds)
+                seconds = await live_all(lanes, memory, Watch(outcome=told.outcome), chosen=chosen)
+            return summarise(lanes, seconds, rows=None if only is None else sorted(told.packs))
         finally:
             memory.close()
     finally:

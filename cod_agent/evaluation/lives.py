@@ -1,7 +1,7 @@
-"""Live through many packs at once: one `CoDAgent` a pack, one memory and one model for all of them.
+"""Live through many packs at once: one `CoDAgent` for each life, one memory for all of them.
 
-A lane is a way to play the same packs: the model with its context, or a control beside it. The first error ends
-everything that is under way, and loses nothing: the file knows where each run stands.
+A control that needs the main lane's context waits for it; all others begin at once, and as many as may are under way at any time. The first
+error ends everything, and loses nothing: the file knows where each run stands.
 """
 
 from __future__ import annotations
@@ -9,131 +9,111 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import Any
-
-import numpy as np
+from dataclasses import dataclass
 
 from cod_agent.agent import CoDAgent
-from cod_agent.errors import UnknownName
-from cod_agent.evaluation.plan import Plan, world_of
-from cod_agent.evaluation.result import MAIN, NO_CONTEXT
-from cod_agent.evaluation.statistics import Rewards
+from cod_agent.evaluation.attempts import best_of
+from cod_agent.evaluation.given import LONGEST_HISTORY, Giver
+from cod_agent.evaluation.lanes import Lane, Life
 from cod_agent.events import Event, TaskEnded
 from cod_agent.memory import Memory
-from cod_agent.models.base import Model
 from cod_agent.tasks import Outcome
-
-
-@dataclass(slots=True)
-class Lane:
-    """One way to play the packs, and what came of it so far."""
-
-    name: str
-    agent: str
-    model: Model
-    world: Any
-    updates: bool
-    rewards: Rewards
-    """Shape [packs, positions]; NaN where there is none yet."""
-    written: int = 0
-    kept: int = 0
-    calls: int = 0
-    lengths: list[list[int]] = field(default_factory=list)
-    """For each position the lengths, in characters, of the contexts after it."""
-
-    def take(self, pack: int, outcome: Outcome) -> None:
-        """Count an outcome."""
-        if outcome.reward is not None:
-            self.rewards[pack, outcome.position] = outcome.reward
-        self.written += outcome.update == "written"
-        self.kept += outcome.update == "kept"
-        self.calls += outcome.calls
-        self.lengths[outcome.position].append(len(outcome.context))
-
-
-def lanes_of(plan: Plan, world: Any, model: Model) -> list[Lane]:
-    """The plan's own lane and one for each of its controls.
-
-    Raises:
-        UnknownName: no such control; known are `no-context` and the world's own players.
-    """
-
-    def lane(name: str, agent: str, model: Model, world: Any, updates: bool) -> Lane:
-        nothing = np.full((plan.packs, plan.pack_size), np.nan)
-        return Lane(name, agent, model, world, updates, nothing, lengths=[[] for _ in range(plan.pack_size)])
-
-    lanes = [lane(MAIN, plan.agent, model, world, True)]
-    players = list(getattr(world, "players", {}))
-    for control in dict.fromkeys(plan.controls):
-        name = f"{plan.agent}/{control}"
-        if control == NO_CONTEXT:
-            lanes.append(lane(control, name, model, world, False))
-        elif control in players:
-            from cod_agent.models import resolve
-
-            compact = world_of(plan, "compact")
-            player = resolve(f"scripted:{control}", world=compact)
-            lanes.append(lane(control, name, player, compact, True))
-        else:
-            raise UnknownName.among("control", control, [NO_CONTEXT, *players])
-    return lanes
 
 
 @dataclass(slots=True)
 class Watch:
     """Callbacks of whoever looks on; each may be left out."""
 
+    begins: Callable[[Sequence[Lane]], None] = lambda lanes: None
+    """Once before everything, with all lanes."""
     outcome: Callable[[Lane, int, Outcome], None] = lambda lane, pack, outcome: None
-    """After each task: its lane, the pack's index, what came of it."""
+    """After each task: its lane, the pack's row, what came of it."""
     event: Callable[[Event], None] | None = None
-    """Everything that happens in pack 0 of the first lane, as it happens."""
+    """Everything that happens in the first pack of the first lane, as it happens."""
+
+
+Chosen = Callable[[Lane, Life], bool]
 
 
 async def live_all(
-    plan: Plan, lanes: Sequence[Lane], memory: Memory, watch: Watch | None = None, *, only: str | None = None
+    lanes: Sequence[Lane], memory: Memory, watch: Watch | None = None, *, chosen: Chosen | None = None
 ) -> float:
     """Live every pack in every lane; rewards and counts are in the lanes afterwards. Returns the seconds it took.
 
     Args:
-        only: the name of the one run (a pack's id) to live.
+        lanes: of one plan or of several, which share their concurrency.
+        chosen: which lives; all if not given. A life of the main lane that another one needs is lived if it is among them, and has to be
+            in the file otherwise.
 
     Raises:
         CodError: the first one of any run; calling again goes on.
     """
-    watch = watch or Watch()
-    started = time.monotonic()
-    waiting = iter([(lane, pack) for pack in range(plan.packs) for lane in lanes])
+    watch, started = watch or Watch(), time.monotonic()
+    places = asyncio.Semaphore(lanes[0].plan.concurrency)
+    wanted = sorted(
+        ((life, number, lane) for number, lane in enumerate(lanes) for life in lane.lives()), key=lambda one: one[:2]
+    )
+    wanted = [(life, number, lane) for life, number, lane in wanted if chosen is None or chosen(lane, life)]
+    lived = {(lane.agent, lane.plan.world, life): asyncio.Event() for life, _, lane in wanted if lane.main is None}
 
-    async def work() -> None:
-        for lane, pack in waiting:
-            if only is None or lane.world.pack(plan.pack_size, pack).id == only:
-                await _live(plan, lane, pack, memory, watch, lane is lanes[0] and pack == 0)
+    async def one(life: Life, lane: Lane, shown: bool) -> None:
+        needed = lane.needed(life)
+        if needed is not None and (before := lived.get((lane.plan.agent, lane.plan.world, needed))):
+            await before.wait()
+        async with places:
+            await _live(lane, life, memory, watch, shown)
+        if lane.main is None:
+            lived[lane.agent, lane.plan.world, life].set()
 
-    workers = [asyncio.create_task(work()) for _ in range(min(plan.concurrency, plan.packs * len(lanes)))]
+    lives = [asyncio.create_task(one(life, lane, number == 0 and life == Life(0, 0))) for life, number, lane in wanted]
     try:
-        await asyncio.gather(*workers)
+        await asyncio.gather(*lives)
     finally:
-        for worker in workers:
-            worker.cancel()
-        await asyncio.gather(*workers, return_exceptions=True)
+        for life in lives:
+            life.cancel()
+        await asyncio.gather(*lives, return_exceptions=True)
     return time.monotonic() - started
 
 
-async def _live(plan: Plan, lane: Lane, index: int, memory: Memory, watch: Watch, shown: bool) -> None:
-    pack = lane.world.pack(plan.pack_size, index)
-    agent = CoDAgent(lane.agent, model=lane.model, memory=memory, updates=lane.updates, settings=plan.settings())
+async def _live(lane: Lane, life: Life, memory: Memory, watch: Watch, shown: bool) -> None:
+    pack, run = lane.pack(life), lane.run(life)
+    agent = CoDAgent(
+        lane.agent,
+        model=lane.model,
+        memory=memory,
+        environment=pack.environment,
+        updates=lane.way.updates,
+        given=_giver(lane, life, run, memory),
+        settings=lane.settings,
+    )
 
-    def took(outcome: Outcome) -> None:
-        lane.take(index, outcome)
-        watch.outcome(lane, index, outcome)
+    def took(outcome: Outcome, position: int, over: bool = True) -> None:
+        lane.take(life, outcome, position)
+        if over:
+            watch.outcome(lane, life.row, outcome)
 
     async with agent:
-        if shown and watch.event is not None:
-            async for event in agent.stream(pack):
+        if lane.way.again:
+            async for position, outcome, over in best_of(agent, pack, run, _main(lane, life)):
+                took(outcome, position, over)
+        elif shown and watch.event is not None:
+            async for event in agent.stream(pack, run=run):
                 watch.event(event)
                 if isinstance(event, TaskEnded):
-                    took(event.outcome)
+                    took(event.outcome, event.position)
         else:
-            async for outcome in agent.run(pack):
-                took(outcome)
+            async for outcome in agent.run(pack, run=run):
+                took(outcome, outcome.position)
+
+
+def _giver(lane: Lane, life: Life, run: str, memory: Memory) -> Giver | None:
+    if lane.way.text is None:
+        return None
+    limit = min(LONGEST_HISTORY, getattr(lane.model, "context_length", LONGEST_HISTORY))
+    return Giver(lane.name, lane.way.text, memory, _main(lane, life), (lane.agent, run), lane.world.form, limit)
+
+
+def _main(lane: Lane, life: Life) -> tuple[str, str]:
+    """The run of the main lane that a life takes its contexts or its means from."""
+    main = lane.main or lane
+    return main.agent, main.run(lane.needed(life) or life)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
@@ -25,13 +25,21 @@ PLAN = "plan"
 _SAME = ("world", "split", "packing", "model", "pack_size", "form", "temperature", "max_tokens", "exact")
 """What may not differ between two plans that share a run."""
 
+STUDY = "study"
+"""The key of a run's settings under which the parts of its study stand, where there are several."""
+
+_PART = ("world", "pack_size", "agent")
+"""In what the parts of a study differ."""
+
+_LISTS = ("controls", "more_seeds")
+
 _MEANT = {"split": "eval", "packing": "cod"}
 """What a plan means that an older version kept without these fields."""
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What to live through. The fields are the flags of `cod run` and `cod eval`."""
+    """What to live through: packs of one size of one world. The fields are the flags of `cod run` and `cod eval`."""
 
     world: str
     model: str
@@ -54,6 +62,23 @@ class Plan:
     timeout: float | None = None
     concurrency: int = 32
     """Packs lived at once."""
+    more_seeds: tuple[int, ...] = ()
+    """Each of them has as many packs more."""
+    repeats: int = 1
+    """Runs of each pack; their rewards are averaged."""
+    against: str | None = None
+    """Another model on the same packs, with a context of its own."""
+    against_base_url: str | None = None
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        """All of them."""
+        return self.seed, *self.more_seeds
+
+    @property
+    def rows(self) -> int:
+        """Packs of all seeds: first those of the first seed, then those of the next."""
+        return self.packs * len(self.seeds)
 
     def check(self) -> Plan:
         """The plan itself.
@@ -62,7 +87,7 @@ class Plan:
             UsageError: it asks for nothing, or for less than nothing.
             UnknownName: no such split or packing.
         """
-        for name in ("packs", "pack_size", "concurrency"):
+        for name in ("packs", "pack_size", "concurrency", "repeats"):
             if getattr(self, name) < 1:
                 raise UsageError(f"--{name.replace('_', '-')} must be at least 1, not {getattr(self, name)}")
         if self.max_tokens is not None and self.max_tokens < 1:
@@ -75,11 +100,17 @@ class Plan:
             raise UnknownName.among("split", str(self.split), list(SPLITS))
         if self.packing not in PACKINGS:
             raise UnknownName.among("packing", str(self.packing), list(PACKINGS))
+        if len(set(self.seeds)) < len(self.seeds):
+            raise UsageError(f"--seed names a seed twice: {', '.join(map(str, self.seeds))}")
+        if self.against_base_url is not None and self.against is None:
+            raise UsageError("--against-base-url is the address of another model: name it with --against MODEL")
         return self
 
     def settings(self) -> dict[str, Any]:
         """As it is kept with each run. Credentials in an address are left out."""
-        return {PLAN: {**asdict(self), "controls": list(self.controls), "base_url": _public(self.base_url)}}
+        said = asdict(self)
+        addresses = {name: _public(said[name]) for name in ("base_url", "against_base_url")}
+        return {PLAN: {**said, **{name: list(said[name]) for name in _LISTS}, **addresses}}
 
     @property
     def sampling(self) -> Sampling:
@@ -92,11 +123,23 @@ def world_of(plan: Plan, form: Form) -> Any:
     Raises:
         UnknownName: see `make_world`.
     """
-    return packed(make_world(plan.world, seed=plan.seed, split=plan.split, form=form), plan.packing)
+    return worlds_of(plan, form)[0]
 
 
-def set_up(plan: Plan, *, api_key: str | None = None) -> tuple[Plan, Any, Model]:
+def worlds_of(plan: Plan, form: Form, packing: Packing | None = None) -> tuple[Any, ...]:
+    """The plan's world for each of its seeds; `packing`: another one than the plan's."""
+    made = (make_world(plan.world, seed=seed, split=plan.split, form=form) for seed in plan.seeds)
+    return tuple(packed(world, packing or plan.packing) for world in made)
+
+
+def set_up(
+    plan: Plan, *, api_key: str | None = None, model: Callable[[Plan, Any], Model] | None = None
+) -> tuple[Plan, Any, Model]:
     """The plan with its world's full name, the world, and the model, which whoever sets up closes (`release`).
+
+    Args:
+        api_key: of the model's endpoint.
+        model: who gives the model for the plan and its world; it is resolved by its name if not given.
 
     Raises:
         UnknownName, UsageError, MissingExtra: see `make_world` and `cod_agent.models.resolve`.
@@ -104,7 +147,15 @@ def set_up(plan: Plan, *, api_key: str | None = None) -> tuple[Plan, Any, Model]
     plan.check()
     # Players of a world speak its compact form; a language model says itself what it speaks.
     world = world_of(plan, plan.form or "compact")
-    model = resolve(
+    plan = replace(plan, world=world.name)
+    found = model(plan, world) if model else resolved(plan, world, api_key=api_key)
+    form = plan.form or found.form
+    return plan, world if world.form == form else world_of(plan, form), found
+
+
+def resolved(plan: Plan, world: Any, *, api_key: str | None = None) -> Model:
+    """The plan's model."""
+    return resolve(
         plan.model,
         world=world,
         sampling=plan.sampling,
@@ -115,9 +166,6 @@ def set_up(plan: Plan, *, api_key: str | None = None) -> tuple[Plan, Any, Model]
         concurrency=plan.concurrency,
         timeout=plan.timeout,
     )
-    form = plan.form or model.form
-    world = world if world.form == form else world_of(plan, form)
-    return replace(plan, world=world.name), world, model
 
 
 async def release(model: Model) -> None:
@@ -135,6 +183,34 @@ def kept_plan(memory: Memory, run: str | None = None) -> Plan:
         UnknownName: no such run.
         UsageError: it was not made by a plan.
     """
+    return _plan(_kept(memory, run))
+
+
+def kept_study(memory: Memory) -> tuple[Plan, ...]:
+    """The plans of the study that the newest run in the file belongs to, in their order.
+
+    Raises:
+        UsageError: it was not made by a plan.
+    """
+    settings = _kept(memory)
+    plan = _plan(settings)
+    return tuple(replace(plan, **dict(zip(_PART, part, strict=True))) for part in settings.get(STUDY, ())) or (plan,)
+
+
+def study_settings(parts: Sequence[Plan]) -> dict[str, Any]:
+    """What each run of a study keeps beside its own plan: in what the parts differ. A single plan needs nothing."""
+    return {STUDY: [[getattr(part, name) for name in _PART] for part in parts]} if len(parts) > 1 else {}
+
+
+def _plan(settings: dict[str, Any]) -> Plan:
+    said = settings[PLAN]
+    names = {field.name for field in fields(Plan)}
+    known_fields = {key: value for key, value in said.items() if key in names}
+    return Plan(**{**known_fields, **{name: tuple(said.get(name, ())) for name in _LISTS}})
+
+
+def _kept(memory: Memory, run: str | None = None) -> dict[str, Any]:
+    """The settings of the run, or of the newest one, that a plan made."""
 
     def read(conn: sqlite3.Connection) -> list[tuple[str, str]]:
         where, values = ("WHERE name = ?", (run,)) if run else ("", ())
@@ -145,11 +221,9 @@ def kept_plan(memory: Memory, run: str | None = None) -> Plan:
         known = memory.read_sync(lambda conn: [row[0] for row in conn.execute("SELECT name FROM runs LIMIT 20")])
         raise UnknownName.among("run", run, known)
     for _, settings in found:
-        said = json.loads(settings).get(PLAN)
-        if said is not None:
-            names = {field.name for field in fields(Plan)}
-            known_fields = {key: value for key, value in said.items() if key in names}
-            return Plan(**{**known_fields, "controls": tuple(said.get("controls", ()))})
+        said: dict[str, Any] = json.loads(settings)
+        if said.get(PLAN) is not None:
+            return said
     raise UsageError(
         f"{memory.path} holds no run that a command could resume: those of a program of yours go on when it runs again"
         if found
@@ -157,8 +231,12 @@ def kept_plan(memory: Memory, run: str | None = None) -> Plan:
     )
 
 
-def refuse_mixture(memory: Memory, plan: Plan, names: Iterable[str]) -> None:
+def refuse_mixture(memory: Memory, plan: Plan, names: Iterable[str], same: Sequence[str] = _SAME) -> None:
     """Make sure that what the file holds under the plan's run names was made by the same plan.
+
+    Args:
+        names: of the runs of the plan's agent.
+        same: the fields that count.
 
     Raises:
         UsageError: it was made by another one.
@@ -170,7 +248,7 @@ def refuse_mixture(memory: Memory, plan: Plan, names: Iterable[str]) -> None:
     ours, mine = plan.settings()[PLAN], set(names)
     for settings in {settings for name, settings in memory.read_sync(read) if name in mine}:
         said = json.loads(settings).get(PLAN) or {}
-        for name in _SAME:
+        for name in same:
             if (before := said.get(name, _MEANT.get(name))) != ours[name]:
                 raise UsageError(
                     f"{memory.path} holds these packs lived by agent {plan.agent!r} with {name.replace('_', ' ')} "

@@ -29,6 +29,7 @@ from cod_agent.evaluation.statistics import (
 )
 
 if TYPE_CHECKING:
+    from cod_agent.evaluation.measures import Measure
     from cod_agent.evaluation.plan import Plan
 
 MAIN = "with context"
@@ -57,7 +58,7 @@ class Arm:
     curve: Curve
     difference: tuple[Point, ...] | None = None
     """The main arm minus this one, pack by pack, at each position; None for the main arm itself."""
-    measures: tuple[Any, ...] = ()
+    measures: tuple[Measure, ...] = ()
     """By position, what else was counted; () where nothing is recorded."""
 
 

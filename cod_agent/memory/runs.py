@@ -6,6 +6,7 @@ that dies leaves nothing behind but these rows, and whoever opens the run again 
 
 from __future__ import annotations
 
+import json
 import sqlite3
 import time
 from dataclasses import dataclass
@@ -37,6 +38,14 @@ class Context:
     version: int
     body: str
     hash: str
+
+
+@dataclass(frozen=True, slots=True)
+class Given:
+    """A context that does not come from the run's own updates, and the name of what gave it."""
+
+    body: str
+    name: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,8 +173,13 @@ def next_position(conn: sqlite3.Connection, run_id: int) -> int:
     )
 
 
-def begin_task(conn: sqlite3.Connection, run: Run, position: int, task: Task) -> tuple[Lived, Context]:
+def begin_task(
+    conn: sqlite3.Connection, run: Run, position: int, task: Task, given: Given | None = None
+) -> tuple[Lived, Context]:
     """The task at a position, with the context its solve episode starts from; begun if it is new.
+
+    Args:
+        given: what a new task starts from instead of the newest version; it becomes the newest, unless it says the same.
 
     Raises:
         TaskMismatch: another task stands there.
@@ -181,6 +195,8 @@ def begin_task(conn: sqlite3.Connection, run: Run, position: int, task: Task) ->
             return known, context(conn, known.context_id)
     lease.hold(conn, run.id)
     before = latest_context(conn, run.id)
+    if given is not None and given.body != before.body:
+        before = _give(conn, before, given)
     body = task.model_dump_json()
     row_id = conn.execute(
         "INSERT INTO tasks (run_id, position, name, fingerprint, body, state) VALUES (?, ?, ?, ?, ?, 'open')",
@@ -188,6 +204,17 @@ def begin_task(conn: sqlite3.Connection, run: Run, position: int, task: Task) ->
     ).lastrowid
     episode_id, _ = begin_episode(conn, run.id, position, "solve", before.id)
     return Lived(int(row_id or 0), position, task, "open", "", None, "", episode_id, before.id, fresh=True), before
+
+
+def _give(conn: sqlite3.Connection, before: Context, given: Given) -> Context:
+    """A version that no update wrote; the commit of the task that is solved with it says where it came from."""
+    version, hashed = before.version + 1, text_hash(given.body)
+    sources = canonical([{"given": given.name}])
+    made = conn.execute(
+        "INSERT INTO contexts (run_id, version, parent_id, body, hash, sources, created) VALUES (?, ?, ?, ?, ?, ?, ?)",
+        (before.run_id, version, before.id, given.body, hashed, sources, time.time()),
+    )
+    return Context(int(made.lastrowid or 0), before.run_id, version, given.body, hashed)
 
 
 def begin_episode(conn: sqlite3.Connection, run_id: int, position: int, kind: str, context_id: int) -> tuple[int, bool]:
@@ -237,8 +264,14 @@ def solved(
         "from": [before.version, before.hash],
         "state": state,
         "reason": reason,
+        **_was_given(conn, before),
     }
     commit(conn, run.id, "solved", known.position, said)
+
+
+def _was_given(conn: sqlite3.Connection, before: Context) -> dict[str, Any]:
+    row = conn.execute("SELECT episode_id, sources FROM contexts WHERE id = ?", (before.id,)).fetchone()
+    return {"given": json.loads(row[1])} if before.version and row[0] is None else {}
 
 
 def judged(conn: sqlite3.Connection, run: Run, known: Lived, feedback: Feedback) -> None:

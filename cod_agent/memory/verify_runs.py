@@ -25,6 +25,11 @@ class Faults(Protocol):
 Row = dict[str, Any]
 
 
+def _was_given(row: Row) -> bool:
+    """Whether a context is one that no update wrote and no run began with."""
+    return bool(row["version"]) and row["episode_id"] is None
+
+
 def check_run(conn: sqlite3.Connection, report: Faults, run_id: int) -> None:
     """Check a run's row, tasks, contexts, the states of its episodes, and its chain of commits."""
     _Walk(conn, report, run_id).walk()
@@ -64,11 +69,21 @@ class _Walk:
         for position, row in self.tasks.items():
             if row["state"] != last.get(position, "open"):
                 self._wrong(f"task {position} is {row['state']}, its commits say {last.get(position, 'open')}")
-        if [row["version"] for row in self.contexts] != [0, *written]:
-            self._wrong(f"it has {len(self.contexts)} context versions, its commits say {len(written) + 1}")
+        self._versions(written)
         for (position, kind), row in self.episodes.items():
             if row["state"] != self._ended(position, kind, last):
                 self._wrong(f"the {kind} episode of task {position} is {row['state']}, its commits say otherwise")
+
+    def _versions(self, written: int) -> None:
+        """Each version but the first was written by an update, or given to a task that was solved with it."""
+        given = [row for row in self.contexts if _was_given(row)]
+        if [row["version"] for row in self.contexts] != list(range(1 + written + len(given))):
+            self._wrong(f"it has {len(self.contexts)} context versions, its commits say {1 + written + len(given)}")
+        used = {row["context_id"] for (_, kind), row in self.episodes.items() if kind == "solve"}
+        for row in given:
+            above = self.by_id.get(row["parent_id"])
+            if row["id"] not in used or row["weights"] or above is None or above["version"] != row["version"] - 1:
+                self._wrong(f"context version {row['version']} was neither written by an update nor given to a task")
 
     def _task(self, position: int, row: Row) -> None:
         if row["body"] is None:
@@ -83,10 +98,10 @@ class _Walk:
         if (position, "solve") not in self.episodes:
             self._wrong(f"task {position} has no solve episode")
 
-    def _chain(self) -> tuple[dict[int, str], list[int]]:
-        """Checks every commit; returns the state of each task after them, and the context versions they wrote."""
+    def _chain(self) -> tuple[dict[int, str], int]:
+        """Checks every commit; returns the state of each task after them, and how many context versions they wrote."""
         last: dict[int, str] = {}
-        written: list[int] = []
+        written = 0
         previous = ""
         for number, row in enumerate(self.commits):
             what, position = row["what"], row["position"]
@@ -102,7 +117,7 @@ class _Walk:
             if what in _AFTER:
                 last[position] = _AFTER[what]
             if what == "updated":
-                written.append(len(written) + 1)
+                written += 1
         if not self.commits:
             self._wrong("it has no commits, not even the one that begins it")
         return last, written
@@ -130,6 +145,7 @@ class _Walk:
         if task["reason"] != episode["reason"] or task["answer"] is None:
             return None
         said |= {"fingerprint": task["fingerprint"], "answer": text_hash(task["answer"])}
+        said |= {"given": json.loads(before["sources"])} if _was_given(before) else {}
         return {**said, "state": episode["state"], "reason": task["reason"]}
 
     def _began(self) -> dict[str, Any] | None:

@@ -157,7 +157,7 @@ class Loop:
                 refuse_mixture(memory, plan, (world.pack(plan.pack_size, pack).id for pack in range(plan.packs)))
                 (lane,) = lanes_of(plan, world, model)
                 try:
-                    await live_all(plan, [lane], memory, watch)
+                    await live_all([lane], memory, watch)
                     return lane.rewards
                 except (ModelUnreachable, ModelOverloaded, ModelTimeout) as error:
                     lived = int(np.isfinite(lane.rewards).sum())

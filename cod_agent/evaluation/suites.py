@@ -1,0 +1,64 @@
+"""Worlds in one word: `cod eval harder` measures several of them, each in packs of the size that the suite has.
+
+    harder          The hard preset of each world that one trains in, in packs of 8 instead of 4: longer ways, larger fields, materials that
+                    run out. Whether the habit of taking notes holds where there is more to note and more depends on it.
+    cross-domain    The presets that one trains with, in packs of 8. For a model trained in one of these worlds, the others say whether
+                    what it learnt is to take notes or to know that world; none is made harder, so that only the world is new.
+    tiny            The presets that the shipped tiny policies can read, in packs of 4. For a look within minutes on two cores.
+
+The published evaluation (arXiv 2606.20002) measures the same two ways, harder and elsewhere, in packs of 8. Its terminal is left out:
+nothing hidden is shared by a pack's tasks there, so that a note has little to carry.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from cod_agent.errors import UsageError
+from cod_agent.evaluation.plan import Plan
+
+
+@dataclass(frozen=True, slots=True)
+class Suite:
+    """Worlds, and how many tasks their packs have if nobody says otherwise."""
+
+    worlds: tuple[str, ...]
+    pack_size: int
+
+
+SUITES = {
+    "harder": Suite(("frozen-lake:paper-hard", "alchemy:paper-hard", "grid-navigation:paper-hard"), 8),
+    "cross-domain": Suite(("frozen-lake:paper", "alchemy:paper", "grid-navigation:paper"), 8),
+    "tiny": Suite(("frozen-lake:small", "alchemy:tiny", "grid-navigation:tiny"), 4),
+}
+
+
+def parts_of(plan: Plan, names: Sequence[str], sizes: Sequence[int] = ()) -> tuple[Plan, ...]:
+    """A plan for each world and each size.
+
+    Args:
+        plan: what they have in common. Its pack size counts for worlds outside of suites where no size is given.
+        names: worlds and suites.
+        sizes: of packs.
+
+    Raises:
+        UnknownName: a word that is neither a suite nor a world.
+        UsageError: the same world and size twice.
+    """
+    cells: list[tuple[str, int]] = []
+    for name in names:
+        if name in SUITES:
+            worlds, usual = SUITES[name].worlds, SUITES[name].pack_size
+        else:
+            worlds, usual = (name,), plan.pack_size
+        cells += [(world, size) for world in worlds for size in sizes or (usual,)]
+    for cell, count in Counter(cells).items():
+        if count > 1:
+            raise UsageError(f"{cell[0]} in packs of {cell[1]} is asked for {count} times: name it once")
+    several = {world for world, count in Counter(world for world, _ in cells).items() if count > 1}
+    return tuple(
+        replace(plan, world=world, pack_size=size, agent=f"{plan.agent}/{size}" if world in several else plan.agent)
+        for world, size in cells
+    )
