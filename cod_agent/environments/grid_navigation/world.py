@@ -206,8 +206,10 @@ class GridSession:
         return "\n".join(["What you know of the costs (?? you do not know):", f"     {columns}", *rows])
 
     def _judgement(self, how: str) -> str:
-        mean = f" The {self._entered} cells you entered cost {self._spent / self._entered:.1f} on average."
-        return f"{_ENDS[how]}{mean if self._entered else ''}\n\n{self._map()}"
+        if not self._entered:
+            return f"{_ENDS[how]}\n\n{self._map()}"
+        mean = f"The {self._entered} cells you entered cost {self._spent / self._entered:.1f} on average."
+        return f"{_ENDS[how]} {mean}\n\n{self._map()}"
 
     def _costs(self, cells: Iterable[int]) -> str:
         return ", ".join(f"{self._place(cell)} {self._field.costs[cell]}" for cell in cells)
@@ -235,11 +237,7 @@ class GridNavigation(DrawnWorld[Preset]):
 
     def __init__(self, preset: str = "small", seed: int = 0, *, split: Split = "eval", form: Form = "natural") -> None:
         super().__init__(preset, seed, split=split, form=form)
-
-    @property
-    def remembers(self) -> bool:
-        """Whether what was seen stays visible in the later tasks of a run."""
-        return self.preset.remembers
+        self.remembers = self.preset.remembers
 
     def rules(self) -> str:
         radius = self.preset.radius
