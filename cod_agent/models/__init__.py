@@ -5,20 +5,24 @@
     gguf:PATH          a model file, in this process (extra `local`)
     embedded           the shipped policy; cloned, novice, embedded-base and naive-base are its weaker kin
     scripted:PLAYER    a player of the world itself; no weights, no tokens
+    checkpoint:NAME    of a training's registry (extra `train`)
 
-Each kind is imported when it is asked for.
+Each kind is imported when it is asked for. Other packages name kinds of theirs in the entry point group `cod.models`: a prefix, and
+behind it a function that takes what stands behind the colon and the keywords of `resolve`, and gives the model. `checkpoint` is one.
 """
 
 from __future__ import annotations
 
 import random
 from dataclasses import replace
+from functools import cache
+from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Any
 
 from cod_agent.completions import Completion, Tokens
 from cod_agent.environments.base import Environment, Form
-from cod_agent.errors import UnknownName, UsageError
+from cod_agent.errors import CodError, UnknownName, UsageError
 from cod_agent.models.base import Model, Sampling
 from cod_agent.policies import POLICIES, folder_of
 
@@ -28,6 +32,9 @@ LONGEST_POLICY_ANSWER = 40
 """Tokens. The notes of the shipped policies take about half of it; a policy that rambles is cut here."""
 
 PREFIXES = ("gguf", "litellm", "openai", "scripted")
+
+GROUP = "cod.models"
+"""The entry points by which packages name kinds of models."""
 
 
 def resolve(
@@ -63,10 +70,13 @@ def resolve(
     if name in POLICIES:
         return _shipped(name, sampling, concurrency)
     prefix, colon, rest = name.partition(":")
-    if prefix not in PREFIXES:
-        raise UnknownName.among("model", name, [*POLICIES, *(f"{known}:" for known in PREFIXES)])
+    if prefix not in PREFIXES and prefix not in _others():
+        raise UnknownName.among("model", name, [*POLICIES, *(f"{known}:" for known in (*PREFIXES, *_others()))])
     if not colon or not rest:
-        raise UsageError(f"the model {name!r} lacks its second half: {_EXAMPLES[prefix]}")
+        raise UsageError(f"the model {name!r} lacks its second half: {_EXAMPLES.get(prefix, f'{prefix}:NAME')}")
+    if prefix not in PREFIXES:
+        how = {"base_url": base_url, "api_key": api_key, "concurrency": concurrency, "timeout": timeout}
+        return _loaded(_others()[prefix])(rest, world=world, sampling=sampling, stream=stream, exact=exact, **how)
     given = {"concurrency": concurrency, "timeout": timeout}
     options: dict[str, Any] = {key: value for key, value in given.items() if value is not None}
     if exact and prefix in ("litellm", "scripted"):
@@ -94,6 +104,23 @@ _EXAMPLES = {
     "gguf": "gguf:PATH, for example gguf:models/smollm2.gguf",
     "scripted": "scripted:PLAYER, for example scripted:perfect",
 }
+
+
+@cache
+def _others() -> dict[str, EntryPoint]:
+    """Kinds of models of other packages, by prefix."""
+    return {entry.name: entry for entry in entry_points(group=GROUP)}
+
+
+def _loaded(entry: EntryPoint) -> Any:
+    try:
+        return entry.load()
+    except CodError:
+        raise
+    except Exception as error:  # a stranger's package may fail in any way
+        raise UsageError(
+            f"models of kind {entry.name!r} of package {entry.dist and entry.dist.name} cannot be loaded: {error!r}"
+        ) from error
 
 
 def _shipped(name: str, sampling: Sampling, concurrency: int | None) -> Model:
