@@ -1,26 +1,36 @@
-"""The figure of an evaluation: reward by position with its 95% band, controls beside it, named where they end."""
+"""The figure of an evaluation: reward by position with its 95% band, and what it is held against, named where lines end.
+
+What says it all is in the first panel: with context, without it, floor and ceiling. The other arms, if there are any, have a
+second one below, where the model with its context stands again.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cod_agent.errors import MissingExtra
+from cod_agent.evaluation.chart import Line, apart, others, principal, span
+from cod_agent.evaluation.words import cut
 
 if TYPE_CHECKING:
     from cod_agent.evaluation.result import Evaluation
-    from cod_agent.evaluation.statistics import Curve
 
 INK, FAINT, GRID = "#22303c", "#6b7785", "#e6e9ed"
-_MAIN = {"color": "#0b6fb8", "linewidth": 2.6, "marker": "o", "markersize": 6.5, "zorder": 4}
 _STYLES: dict[str, dict[str, Any]] = {
-    "no-context": {"color": "#8a929b", "linewidth": 2.0, "marker": "o", "markersize": 5, "zorder": 3},
-    "perfect": {"color": "#2c9c6a", "linewidth": 1.4, "linestyle": (0, (5, 3)), "zorder": 2},
-    "memoryless": {"color": "#c47f2a", "linewidth": 1.4, "linestyle": (0, (5, 3)), "zorder": 2},
+    "main": {"color": "#0b6fb8", "linewidth": 2.6, "marker": "o", "markersize": 6.5, "zorder": 4},
+    "bare": {"color": "#8a929b", "linewidth": 2.0, "marker": "o", "markersize": 5, "zorder": 3},
+    "against": {"color": "#8a3ea8", "linewidth": 2.2, "marker": "o", "markersize": 5.5, "zorder": 3},
+    "ceiling": {"color": "#2c9c6a", "linewidth": 1.4, "linestyle": (0, (5, 3)), "zorder": 2},
+    "floor": {"color": "#c47f2a", "linewidth": 1.4, "linestyle": (0, (5, 3)), "zorder": 2},
 }
-_NAMES = {"no-context": "without context", "perfect": "perfect player", "memoryless": "memoryless player"}
+_COLORS = ("#c2417a", "#1f8a8a", "#a8741a", "#6a55c2", "#5a8f29", "#c2552d", "#3f6fa8", "#8c5a3c")
+_MARKERS = "svDP^X*h"
 _CLOSEST = 0.055
-"""Labels nearer than this, in units of reward, are moved apart."""
+"""Labels nearer than this share of the axis are moved apart."""
+_WIDTH, _HEIGHT, _MORE = 7.6, 4.4, 3.5
+"""Inches: the first panel with all around it, and what the second one adds."""
 
 
 def draw(found: Evaluation, path: str | Path) -> Path:
@@ -35,53 +45,67 @@ def draw(found: Evaluation, path: str | Path) -> Path:
     except ImportError:
         raise MissingExtra("the figure", "local") from None
 
-    figure = Figure(figsize=(7.6, 4.4), dpi=160, facecolor="white")
+    lines, rest = principal(found), others(found)
+    height = _HEIGHT + (_MORE if rest else 0)
+    figure = Figure(figsize=(_WIDTH, height), dpi=160, facecolor="white")
     FigureCanvasAgg(figure)
-    axes = figure.add_axes((0.085, 0.135, 0.655, 0.68))
-    labels = [_line(axes, found.main, "with context", _MAIN)]
-    for name, control in found.controls.items():
-        labels.append(_line(axes, control, _NAMES.get(name, name), _STYLES.get(name, _STYLES["no-context"])))
-    _name_ends(axes, labels)
-    _frame(axes, found)
-    figure.text(0.085, 0.925, f"{found.world}, {found.model}", size=13, weight="bold", color=INK)
-    figure.text(0.085, 0.868, _subtitle(found), size=9, color=FAINT)
+
+    def panel(bottom: float, tall: float) -> Any:
+        """Axes so many inches above the figure's lower edge, and so many tall."""
+        return figure.add_axes((0.085, bottom / height, 0.655, tall / height))
+
+    top = height - _HEIGHT
+    axes = panel(top + 0.6, 3.0)
+    _lines(axes, list(reversed(lines)), [_STYLES[line.kind] for line in reversed(lines)])
+    _frame(axes, found, lines)
+    if rest:
+        below = panel(0.6, 3.0)
+        thin = [
+            {"color": _COLORS[at % 8], "linewidth": 1.5, "marker": _MARKERS[at % 8], "markersize": 4.5, "zorder": 3}
+            for at in range(len(rest))
+        ]
+        _lines(below, [lines[-1], *rest], [{**_STYLES["main"], "linewidth": 1.8, "markersize": 5}, *thin], bands=False)
+        _frame(below, found, [*rest, lines[-1]])
+    title = cut(f"{found.world}, {found.model}", 64)
+    figure.text(0.085, (top + 4.07) / height, title, size=13, weight="bold", color=INK, parse_math=False)
+    figure.text(0.085, (top + 3.82) / height, _subtitle(found), size=9, color=FAINT)
     path = Path(path)
     figure.savefig(path, format="png", metadata={"Software": "connect-the-dots"})
     return path
 
 
-def _line(axes: Any, curve: Curve, name: str, style: dict[str, Any]) -> tuple[float, float, str, str]:
-    at = [point.position + 1 for point in curve.points]
-    means = [point.mean for point in curve.points]
-    axes.plot(at, means, **style)
-    if "linestyle" not in style:
-        low, high = [point.low for point in curve.points], [point.high for point in curve.points]
-        axes.fill_between(at, low, high, color=style["color"], alpha=0.16, linewidth=0, zorder=1)
-    ends = [(x, y) for x, y in zip(at, means, strict=True) if y == y]
-    return (*(ends[-1] if ends else (0.0, float("nan"))), name, style["color"])
-
-
-def _name_ends(axes: Any, labels: list[tuple[float, float, str, str]]) -> None:
-    """Each line's name and last value where it ends, moved apart where they would overlap."""
-    lowest = float("-inf")
-    for x, y, name, color in sorted((label for label in labels if label[1] == label[1]), key=lambda label: label[1]):
-        lowest = max(y, lowest + _CLOSEST)
+def _lines(axes: Any, lines: Sequence[Line], styles: Sequence[dict[str, Any]], *, bands: bool = True) -> None:
+    """Curves, each with its name and last value where it ends; names are moved apart where they would overlap."""
+    ends: list[tuple[float, float, str, dict[str, Any]]] = []
+    for line, style in zip(lines, styles, strict=True):
+        points = line.curve.points
+        at = [point.position + 1 for point in points]
+        axes.plot(at, [point.mean for point in points], **style)
+        if bands and not line.dashed:
+            low, high = [point.low for point in points], [point.high for point in points]
+            axes.fill_between(at, low, high, color=style["color"], alpha=0.16, linewidth=0, zorder=1)
+        ends += [(p.position + 1, p.mean, line.label, style) for p in points if p.mean == p.mean][-1:]
+    low, high = span(line.curve for line in lines)
+    places = apart([y for _, y, _, _ in ends], _CLOSEST * (high - low), high + 0.03 * (high - low))
+    for (x, y, name, style), place in zip(ends, places, strict=True):
         axes.annotate(
-            f"{name}  {y:.2f}",
-            (x, lowest),
+            f"{cut(name, 24)}  {y:.2f}",
+            (x, place),
             xytext=(10, 0),
             textcoords="offset points",
             va="center",
             size=9.5,
-            color=color,
-            weight="bold" if name == "with context" else "normal",
+            color=style["color"],
+            weight="bold" if style["color"] == _STYLES["main"]["color"] else "normal",
             annotation_clip=False,
+            parse_math=False,
         )
 
 
-def _frame(axes: Any, found: Evaluation) -> None:
+def _frame(axes: Any, found: Evaluation, lines: Sequence[Line]) -> None:
     positions = found.pack_size
-    axes.set_ylim(0, 1.03)
+    low, high = span(line.curve for line in lines)
+    axes.set_ylim(low, high + 0.03 * (high - low))
     axes.set_xlim(0.8, positions + 0.12)
     axes.set_xticks(range(1, positions + 1) if positions <= 16 else range(1, positions + 1, -(-positions // 12)))
     axes.set_xlabel("task in the pack" if found.packing == "cod" else "time the task is lived", color=FAINT, size=10)
@@ -95,4 +119,5 @@ def _frame(axes: Any, found: Evaluation) -> None:
 
 
 def _subtitle(found: Evaluation) -> str:
-    return f"reward by position, {found.amount}, seed {found.seed}; bands: 95% intervals over packs"
+    seeds = f"seed{'s' if found.seeds[1:] else ''} {', '.join(map(str, found.seeds))}"
+    return f"reward by position, {found.amount}, {seeds}; bands: 95% intervals over packs"

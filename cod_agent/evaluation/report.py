@@ -1,0 +1,230 @@
+"""The report of a study: one HTML file that needs nothing else, beside the JSON and the figures.
+
+    files = save(study, Path("out"))        # out/eval.json, out/eval.png, out/report.html
+
+A reader who has nothing but the page learns what was measured, what came out, how sure that is, what single lives looked
+like, and how to repeat it. All text of models and worlds is escaped and cut, and the page forbids itself to load or run
+anything: what a model wrote can do nothing there.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from cod_agent.errors import MissingExtra
+from cod_agent.evaluation import chart, tables
+from cod_agent.evaluation.figure import draw
+from cod_agent.evaluation.players import CEILING, FLOOR
+from cod_agent.evaluation.result import Evaluation, Study
+from cod_agent.evaluation.samples import EDGE, LivedTask, Sample, samples
+from cod_agent.evaluation.statistics import DRAWS
+from cod_agent.evaluation.words import answer, commands, label, meaning, plain, standing, verdict
+from cod_agent.memory.readonly import look
+
+TEMPLATE = Path(__file__).with_name("report.html.jinja")
+
+
+def save(
+    study: Study, out: Path, name: str = "eval", *, tell: Callable[[str], None] = lambda said: None
+) -> dict[str, Path]:
+    """Write NAME.json, a figure for each part, and report.html.
+
+    Args:
+        study: what was found.
+        out: a folder, made if it is not there.
+        name: of the JSON and the figures; parts after the first one have their number behind it.
+        tell: is told what could not be made, and what is to be installed for it; the rest is made all the same.
+
+    Returns:
+        What was written: `json`, `figure` (`figure-2`, ...), `report`.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    files = {"json": out / f"{name}.json"}
+    files["json"].write_text(json.dumps(study.json(), indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    try:
+        for number, found in enumerate(study.evaluations, 1):
+            end = "" if number == 1 else f"-{number}"
+            files[f"figure{end}"] = draw(found, out / f"{name}{end}.png")
+    except MissingExtra as missing:
+        tell(f"No figure: {missing}")
+    try:
+        page = render(study)
+    except MissingExtra as missing:
+        tell(f"No report: {missing}")
+    else:
+        files["report"] = out / "report.html"
+        files["report"].write_text(page, encoding="utf-8")
+    return files
+
+
+def render(study: Study) -> str:
+    """The page.
+
+    Raises:
+        MissingExtra: jinja2 is not installed.
+    """
+    try:
+        from jinja2 import Environment, StrictUndefined
+        from markupsafe import Markup
+    except ImportError:
+        raise MissingExtra("the report", "local") from None
+
+    def cleaned(value: Any) -> Any:
+        return plain(value) if isinstance(value, str) and not isinstance(value, Markup) else value
+
+    environment = Environment(autoescape=True, undefined=StrictUndefined, finalize=cleaned, keep_trailing_newline=True)
+    page = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
+    return page.render(_page(study, Markup))
+
+
+# ---- the whole ----
+
+
+def _page(study: Study, drawn: Callable[[str], Any]) -> dict[str, Any]:
+    found = study.evaluations
+    lived = _samples(study)
+    worlds = ", ".join(dict.fromkeys(one.world for one in found))
+    return {
+        "title": f"Does the context help {found[0].model}?",
+        "subtitle": f"Reward by position in {worlds}: the model solves related tasks one after another, and rewrites a note to itself, its "
+        "context, after each of them.",
+        "answers": _answers(found),
+        "facts": _facts(study),
+        "parts": [_part(one, seen, drawn) for one, seen in zip(found, lived, strict=True)],
+        "edge": EDGE,
+        "draws": DRAWS,
+        "arms": max(len(one.arms) for one in found),
+        "command": "\n".join(commands(study)),
+        "verify": f"cod verify {study.database}",
+    }
+
+
+def _answers(found: Sequence[Evaluation]) -> list[str]:
+    """The answer of one part, or of all of them together."""
+    compared = [(one, one.comparison.sentence) for one in found if one.comparison]
+    if len(found) == 1:
+        return [answer(found[0]), *filter(None, [standing(found[0])]), *(said for _, said in compared)]
+    names: dict[str, list[str]] = {}
+    for one in found:
+        names.setdefault(verdict(one), []).append(_title(one))
+    said = [f"The context helps in {len(names.get('helps', ()))} of {len(found)} parts"]
+    for kind, words in (("hurts", "it hurts"), ("no difference", "it makes no difference that matters")):
+        said += [f"{words} in {_listed(names[kind])}"] if kind in names else []
+    unclear = [*names.get("not clear", ()), *names.get("not compared", ())]
+    said += [f"for {_listed(unclear)} the data do not say"] if unclear else []
+    return ["; ".join(said) + ".", *(f"{_title(one)}: {sentence}" for one, sentence in compared)]
+
+
+def _listed(names: Sequence[str]) -> str:
+    return " and ".join(filter(None, [", ".join(names[:-1]), names[-1]]))
+
+
+def _facts(study: Study) -> list[tuple[str, str]]:
+    found = study.evaluations
+    seeds = ", ".join(map(str, dict.fromkeys(seed for one in found for seed in one.seeds)))
+    lost = sum(one.main.lost for one in found)
+    facts = [
+        ("model", found[0].model),
+        ("worlds", "; ".join(_title(one) for one in found)),
+        ("packs", "; ".join(dict.fromkeys(f"{one.amount}, split {one.split}" for one in found))),
+        ("seeds", seeds),
+        ("calls", f"{sum(one.calls for one in found):,} in {study.seconds:,.0f} s"),
+        ("database", str(study.database)),
+    ]
+    return facts + ([("lost", f"{lost} tasks, to the infrastructure")] if lost else [])
+
+
+def _samples(study: Study) -> list[tuple[Sample, ...]]:
+    """Of each part; none where the file is not at hand."""
+    if not study.database.is_file():
+        return [() for _ in study.evaluations]
+    with look(study.database) as conn:
+        return [samples(conn, one.arms) for one in study.evaluations]
+
+
+# ---- a part ----
+
+
+def _title(found: Evaluation) -> str:
+    times = f"packs of {found.pack_size}" if found.packing == "cod" else f"{found.packing}, {found.pack_size} times"
+    return f"{found.world} ({times})"
+
+
+def _part(found: Evaluation, lived: Sequence[Sample], drawn: Callable[[str], Any]) -> dict[str, Any]:
+    lines, axis = chart.principal(found), "task in the pack" if found.packing == "cod" else "time the task is lived"
+    rest = [chart.Row(label(arm.name), arm.difference[-1]) for arm in found.arms[1:] if arm.difference]
+    around = [line for line in lines if line.kind in ("floor", "ceiling", "main")]
+    return {
+        "title": _title(found),
+        "subtitle": f"{found.amount}, seeds {', '.join(map(str, found.seeds))}, split {found.split}; model {found.model}",
+        "packs": found.packs,
+        "verdict": verdict(found),
+        "answers": [answer(found), *filter(None, [standing(found)])],
+        "overview": tables.overview(found),
+        "legend": list(reversed(lines)),
+        "small": drawn(chart.curves(lines, width=320, height=200, named=False)),
+        "wide": drawn(chart.curves(lines, width=760, height=340, axis=axis)),
+        "narrow": drawn(chart.curves(lines, width=360, height=270, named=False, axis=axis)),
+        "panels": [
+            (line.label, drawn(chart.curves([*around[:-1], line, around[-1]], width=320, height=190, named=False)))
+            for line in chart.others(found)
+        ],
+        "rewards": tables.rewards(found),
+        "forest": drawn(chart.differences(rest, width=760)),
+        "narrow_forest": drawn(chart.differences(rest, width=360, named=130)),
+        "differences": tables.differences(found) if rest else None,
+        "meanings": _meanings(found),
+        "compared": found.comparison and tables.comparison(found.comparison),
+        "sentence": found.comparison.sentence if found.comparison else "",
+        "measures": tables.measures(found) if found.arms[0].measures else None,
+        "totals": tables.totals(found),
+        "refusals": tables.refusals(found),
+        "samples": [_shown(one) for one in lived],
+    }
+
+
+def _meanings(found: Evaluation) -> list[tuple[str, str]]:
+    names = [arm.name for arm in found.arms]
+    players = [name for name, curve in ((FLOOR, found.floor), (CEILING, found.ceiling)) if curve and name not in names]
+    return [(label(name), meaning(name)) for name in [*names, *players]]
+
+
+def _shown(one: Sample) -> dict[str, Any]:
+    """A sample as the template takes it."""
+    said = [_number(reward) for reward in one.rewards[:EDGE]]
+    more = [_number(reward) for reward in one.rewards[EDGE:]]
+    return {
+        "why": one.why,
+        "run": one.run,
+        "agent": one.agent,
+        "left_out": one.left_out,
+        "rewards": ", ".join([*said, *(["..."] if one.left_out else []), *more]),
+        "prompt": one.tasks[0].prompt if one.tasks else "",
+        "tasks": [_task(task) for task in one.tasks],
+        "beside": _shown(one.beside) if one.beside else None,
+    }
+
+
+def _task(task: LivedTask) -> dict[str, Any]:
+    kinds = {" ": "", "+": " plus", "-": " minus"}
+    good = task.reward is not None and task.reward > 0
+    return {
+        "position": task.position,
+        "kind": "good" if good else "poor",
+        "reward": _number(task.reward),
+        "ending": task.ending,
+        "context": task.context,
+        "first": task.first,
+        "steps": task.steps,
+        "feedback": task.feedback,
+        "update": task.update,
+        "reason": task.reason,
+        "changes": [(kinds[sign], f"{sign} {line}") for sign, line in task.changes],
+    }
+
+
+def _number(reward: float | None) -> str:
+    return "none" if reward is None else "lost" if reward != reward else f"{reward:.3g}"

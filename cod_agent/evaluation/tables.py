@@ -1,0 +1,169 @@
+"""The tables of an evaluation as values, for a page and a terminal alike: an arm a row, or a measure a row."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from cod_agent.evaluation.players import CEILING, FLOOR
+from cod_agent.evaluation.result import MAIN, NO_CONTEXT
+from cod_agent.evaluation.words import label
+
+if TYPE_CHECKING:
+    from cod_agent.evaluation.measures import Measure
+    from cod_agent.evaluation.result import Comparison, Evaluation
+    from cod_agent.evaluation.statistics import Interval
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """One figure, and its interval if it has one."""
+
+    mean: str
+    range: str = ""
+    kind: str = ""
+    """`up` or `down`: a difference that is clear of zero."""
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One row."""
+
+    label: str
+    cells: tuple[Cell, ...]
+    main: bool = False
+    """The one it is all about."""
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """Rows below each other; `head` names all columns, that of the labels first."""
+
+    caption: str
+    head: tuple[str, ...]
+    rows: tuple[Row, ...]
+
+
+NOTHING = Cell("none")
+
+
+def reward(found: Interval | None) -> Cell:
+    """A mean reward."""
+    if found is None or found.mean != found.mean:
+        return NOTHING
+    return Cell(f"{found.mean:.2f}", f"[{found.low:.2f}, {found.high:.2f}]")
+
+
+def change(found: Interval | None) -> Cell:
+    """A difference, with its sign."""
+    if found is None or found.mean != found.mean:
+        return NOTHING
+    kind = "up" if found.low > 0 else "down" if found.high < 0 else ""
+    return Cell(f"{found.mean:+.2f}", f"[{found.low:+.2f}, {found.high:+.2f}]", kind)
+
+
+def overview(found: Evaluation) -> tuple[Cell, ...]:
+    """The last task: with context, without, what it is worth, floor and ceiling."""
+    ends = [found.main, found.controls.get(NO_CONTEXT)]
+    players = [curve.points[-1].mean if curve else float("nan") for curve in (found.floor, found.ceiling)]
+    return (
+        *(reward(curve.points[-1] if curve else None) for curve in ends),
+        change(found.benefit),
+        *(Cell(f"{mean:.2f}") if mean == mean else NOTHING for mean in players),
+    )
+
+
+def rewards(found: Evaluation) -> Table:
+    """Reward by position of every arm, floor and ceiling."""
+    curves = {arm.name: arm.curve for arm in found.arms}
+    for name, curve in ((FLOOR, found.floor), (CEILING, found.ceiling)):
+        if curve is not None:
+            curves.setdefault(name, curve)
+    rows = (
+        Row(label(name), (*map(reward, curve.points), change(curve.gain), reward(curve.overall)), name == MAIN)
+        for name, curve in curves.items()
+    )
+    head = ("arm", *_tasks(found), "last - first", "all tasks")
+    return Table(f"Mean reward and its 95% interval, over {found.packs:,} packs.", head, tuple(rows))
+
+
+def differences(found: Evaluation) -> Table:
+    """The main arm minus each other arm, by position."""
+    rows = (Row(label(arm.name), tuple(map(change, arm.difference))) for arm in found.arms[1:] if arm.difference)
+    caption = "With context minus the arm, pack by pack, and the 95% interval."
+    return Table(caption, ("arm", *_tasks(found)), tuple(rows))
+
+
+def comparison(found: Comparison) -> Table:
+    """Two models on the same packs."""
+    sure = Cell(f"{found.at_least.low:+.3f}") if found.at_least.low == found.at_least.low else NOTHING
+    row = Row(f"{found.model} minus {found.other}", (*map(change, found.positions), change(found.overall), sure))
+    head = ("models", *(f"task {point.position + 1}" for point in found.positions), "all tasks", "at least")
+    return Table("Pack by pack, with 95% intervals; at least: the one-sided 95% bound over all tasks.", head, (row,))
+
+
+_MEASURES: tuple[tuple[str, Callable[[Measure], float | None], str], ...] = (
+    ("malformed answers", lambda one: one.malformed / one.tasks, ".1%"),
+    (
+        "updates refused",
+        lambda one: one.refused / (one.written + one.refused) if one.written + one.refused else None,
+        ".1%",
+    ),
+    ("given up", lambda one: one.aborted / one.tasks, ".1%"),
+    ("context, characters", lambda one: one.shown, ",.0f"),
+    ("calls", lambda one: one.calls, ",.1f"),
+    ("prompt tokens", lambda one: one.prompt_tokens, ",.0f"),
+    ("sampled tokens", lambda one: one.sampled_tokens, ",.0f"),
+    ("seconds", lambda one: one.seconds, ",.2f"),
+)
+
+
+def measures(found: Evaluation) -> Table:
+    """What the main arm took, a measure a row, by position."""
+    said = found.arms[0].measures
+    rows = (Row(name, tuple(_cell(value(one), form) for one in said)) for name, value, form in _MEASURES)
+    head = ("with context", *(f"task {one.position + 1}" for one in said))
+    return Table("With its context, by position: shares, and means per task.", head, tuple(rows))
+
+
+def totals(found: Evaluation) -> Table:
+    """What every arm took, an arm a row, all positions together."""
+    rows = []
+    for arm in found.arms:
+        if arm.measures:
+            cells = (_cell(_over(arm.measures, value, name), form) for name, value, form in _MEASURES)
+            rows.append(Row(label(arm.name), tuple(cells), arm.name == MAIN))
+    head = ("arm", *(name for name, _, _ in _MEASURES))
+    return Table("Each arm, all positions together: shares, and means per task.", head, tuple(rows))
+
+
+def refusals(found: Evaluation) -> list[str]:
+    """Why updates were refused, a sentence for each arm where any was."""
+    said = []
+    for arm in found.arms:
+        reasons: dict[str, int] = {}
+        for reason, n in (pair for one in arm.measures for pair in one.reasons.items()):
+            reasons[reason] = reasons.get(reason, 0) + n
+        if reasons:
+            counted = ", ".join(f"{reason} {n:,}" for reason, n in reasons.items())
+            said.append(f"Updates refused in the arm {label(arm.name)}: {counted}.")
+    return said
+
+
+def _over(said: Sequence[Measure], value: Callable[[Measure], float | None], name: str) -> float | None:
+    """The mean over positions, each as heavy as what it is a share or a mean of."""
+    weights = [one.written + one.refused if name == "updates refused" else one.tasks for one in said]
+    pairs = [(value(one), weight) for one, weight in zip(said, weights, strict=True) if weight]
+    known = [(found, weight) for found, weight in pairs if found is not None]
+    if not known or len(known) < len(pairs):
+        return None
+    return sum(found * weight for found, weight in known) / sum(weight for _, weight in known)
+
+
+def _cell(value: float | None, form: str) -> Cell:
+    return Cell("-" if value is None else format(value, form))
+
+
+def _tasks(found: Evaluation) -> Iterable[str]:
+    return (f"task {position + 1}" for position in range(found.pack_size))

@@ -1,0 +1,178 @@
+"""What an evaluation says, in sentences: the answer, where it stands between floor and ceiling, what each arm is for."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from dataclasses import fields
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cod_agent.evaluation.players import CEILING, FLOOR
+from cod_agent.evaluation.result import AGAINST, MAIN, NO_CONTEXT
+
+if TYPE_CHECKING:
+    from cod_agent.evaluation.plan import Plan
+    from cod_agent.evaluation.result import Evaluation, Study
+    from cod_agent.evaluation.statistics import Curve, Interval
+
+FLAT = 0.06
+"""A difference of at most this is none that matters."""
+
+LONGEST = 2000
+"""Characters of a text from elsewhere that are shown."""
+
+_MEANINGS = {
+    MAIN: "The model as it is meant to live: after each task it rewrites its context, and gets it with the next task.",
+    NO_CONTEXT: "The same model, always with the empty context. What is above this line, the context did.",
+    "frozen": "The context after task 1 is used to the end. What is above this line comes from learning on after the first task.",
+    "foreign": "The context that the model wrote at this position in another pack. It helps as far as notes hold for every pack; what is "
+    "above this line is knowledge of this pack.",
+    "blank": "The model's own context with its lines emptied. It shows what the mere presence of a note does.",
+    "shuffled": "The model's own context with its lines in random order. It shows whether the order matters.",
+    "history": "No context; the record of the earlier tasks stands in its place. It shows what rewriting is worth beside "
+    "reading everything again.",
+    "attempts": "No context, but each task is tried again for as many tokens as the model spent there with its context, and the best try "
+    "counts. It shows what the same effort brings without memory.",
+    "ralph-sample": "The first task of the pack again and again, with a context: learning one task by heart.",
+    "ralph-full": "Each task of the pack again and again, with a context: learning by heart what the pack has.",
+    FLOOR: "The world's own player that plays each task well and remembers nothing: the floor.",
+    CEILING: "The world's own player that notes everything it saw: the ceiling, as far as we could write one.",
+}
+
+_LABELS = {MAIN: "with context", NO_CONTEXT: "without context", FLOOR: "memoryless player", CEILING: "perfect player"}
+
+
+def meaning(arm: str) -> str:
+    """What an arm is for, in a sentence or two."""
+    if arm.startswith(AGAINST):
+        return "The other model on the same packs, with its own contexts."
+    return _MEANINGS.get(arm, "A player of the world on the same packs.")
+
+
+def label(arm: str) -> str:
+    """An arm as figures name it."""
+    return _LABELS.get(arm, arm)
+
+
+def answer(found: Evaluation) -> str:
+    """Whether the context helps at the last task, in one sentence with the figures it stands on."""
+    last = found.main.points[-1]
+    where = "the only task" if found.pack_size == 1 else f"the last of {found.pack_size} tasks"
+    bare = found.controls.get(NO_CONTEXT)
+    if found.benefit is None or bare is None:
+        gain = f"from {spelt(found.main.points[0])} on the first task to {spelt(last)} on {where}"
+        return f"Whether the context did it is not known, for there is no arm without it: reward went {gain}."
+    worth, chances = found.benefit, f"{spelt(last)} with it and {spelt(bare.points[-1])} without on {where}"
+    if worth.mean != worth.mean:
+        return "Nothing is known yet: no pack was lived to its last task both with its context and without."
+    if worth.low > 0:
+        return f"The context helps: reward is {chances}, a difference of {signed(worth)}."
+    if worth.high < 0:
+        return f"The context hurts: reward is {chances}, a difference of {signed(worth)}."
+    if worth.low >= -FLAT and worth.high <= FLAT:
+        return f"The context makes no difference that matters: reward is {chances}, a difference of {signed(worth)}."
+    more = "more packs would tell"
+    return f"The data do not say whether the context helps: reward is {chances}; {signed(worth)} may be chance, {more}."
+
+
+def verdict(found: Evaluation) -> str:
+    """The same in a word or two."""
+    worth = found.benefit
+    if worth is None or worth.mean != worth.mean:
+        return "not compared"
+    if worth.low > 0:
+        return "helps"
+    if worth.high < 0:
+        return "hurts"
+    return "no difference" if worth.low >= -FLAT and worth.high <= FLAT else "not clear"
+
+
+def standing(found: Evaluation) -> str:
+    """Where the last task's reward is between the world's floor and ceiling; "" where there are none."""
+    if found.floor is None or found.ceiling is None:
+        return ""
+    last, floor, ceiling = (_last(curve) for curve in (found.main, found.floor, found.ceiling))
+    between = f"There a player that remembers nothing gets {floor:.2f}, and one that remembers everything {ceiling:.2f}"
+    if not ceiling - floor > FLAT:
+        return f"{between}: at this task memory hardly pays."
+    if last < floor:
+        return f"{between}: the model is below both."
+    if last >= ceiling:
+        return f"{between}: the model is as good as that."
+    return f"{between}: the model has come {share(last, floor, ceiling):.0%} of the way."
+
+
+def share(value: float, floor: float, ceiling: float) -> float:
+    """Which part of the way from `floor` to `ceiling` a value has come."""
+    return (value - floor) / (ceiling - floor)
+
+
+def _last(curve: Curve) -> float:
+    return curve.points[-1].mean
+
+
+def spelt(found: Interval) -> str:
+    """`0.98 [0.95, 1.00]`."""
+    return f"{found.mean:.2f} [{found.low:.2f}, {found.high:.2f}]" if found.mean == found.mean else "none"
+
+
+def signed(found: Interval) -> str:
+    """`+0.41 [+0.31, +0.51]`."""
+    return f"{found.mean:+.2f} [{found.low:+.2f}, {found.high:+.2f}]" if found.mean == found.mean else "none"
+
+
+def commands(study: Study) -> list[str]:
+    """What lives the study again, or goes on with it: one command, or one for each part where no single one says it all."""
+    plans = study.plan
+    worlds, sizes = (list(dict.fromkeys(getattr(plan, name) for plan in plans)) for name in ("world", "pack_size"))
+    if [(plan.world, plan.pack_size) for plan in plans] == [(world, size) for world in worlds for size in sizes]:
+        return [_command(plans[0], ",".join(worlds), ",".join(map(str, sizes)), study.database)]
+    return [_command(plan, plan.world, str(plan.pack_size), study.database) for plan in plans]
+
+
+def _command(plan: Plan, worlds: str, sizes: str, database: Path) -> str:
+    # As it is kept: without credentials in an address.
+    said = plan.settings()["plan"]
+    said["seed"] = ",".join(map(str, plan.seeds))
+    said["controls"] = ",".join(plan.controls) or "none"
+    words = ["cod", "eval", worlds, "--model", plan.model, "--packs", str(plan.packs), "--pack-size", sizes]
+    words += ["--seed", said["seed"], "--controls", said["controls"]]
+    usual = {field.name: field.default for field in fields(plan)}
+    for name in _FLAGS:
+        if said[name] != usual[name]:
+            flag = f"--{name.replace('_', '-')}"
+            words += [flag] if said[name] is True else [flag, f"{said[name]}"]
+    where = ["--out", str(database.parent)]
+    return shlex.join([*words, *where] if database.name == "runs.db" else [*words, *where, "--db", str(database)])
+
+
+_FLAGS = (
+    "repeats",
+    "packing",
+    "agent",
+    "form",
+    "temperature",
+    "max_tokens",
+    "base_url",
+    "against",
+    "against_base_url",
+    "exact",
+    "stream",
+)
+"""Of a plan, those that stand in a command only where they are not as usual."""
+
+_UNSEEN = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")
+
+
+def plain(text: str, limit: int = LONGEST) -> str:
+    """Text from a model or a world as a page may hold it: at most `limit` characters, and none that a page cannot hold."""
+    left = len(text) - limit
+    shown = text if left <= 0 else f"{text[:limit]}\n... ({left:,} more characters)"
+    return _UNSEEN.sub("\N{REPLACEMENT CHARACTER}", shown.replace("\r\n", "\n"))
+
+
+def cut(text: str, longest: int) -> str:
+    """On one line, and not longer than there is room."""
+    line = plain(" ".join(text.split()))
+    return line if len(line) <= longest else f"{line[: longest - 3]}..."
