@@ -124,7 +124,7 @@ def hills_by_hand(seed: int, preset: str) -> list[list[float]]:
 
 @pytest.mark.parametrize("preset", PRESETS)
 def test_a_field_is_the_sum_of_its_hills_squared(preset):
-    for seed in range(8):
+    for seed in range(4):
         wanted = np.array(hills_by_hand(seed, preset))
         split = split_of(len(wanted), [round(cost) for cost in wanted.ravel()])
         field = draw_field(randomness("by hand", seed), PRESETS[preset], split)
@@ -143,7 +143,7 @@ def test_every_trip_can_be_made_and_every_size_and_length_occurs(preset):
             assert sum(apart) == 2 if kind.across else any(apart)
             assert trip.rounds > 1 or sum(apart) == 1  # two moves or more lead from anywhere to anywhere
     assert seen == set(range(kind.rounds[0], kind.rounds[1] + 1))
-    sizes = {draw_field(randomness("sizes", seed), kind, "train").size for seed in range(40)}
+    sizes = {draw_field(randomness("sizes", seed), kind, "train").size for seed in range(24)}
     assert sizes == set(range(kind.size[0], kind.size[1] + 1))
 
 
@@ -213,7 +213,7 @@ class Naive:
 @pytest.mark.parametrize("preset", PRESETS)
 def test_a_second_implementation_of_the_rules_agrees(preset):
     world, dice, endings = GridNavigation(preset, 11, form="compact"), Random(preset), []
-    for pack in world.packs(12, 3):
+    for pack in world.packs(8, 3):
         carried, remembered = None, set()
         for task in pack:
             session, naive = started(world, task, carried), Naive(*secret(world, task), world.preset.radius, remembered)
@@ -223,8 +223,8 @@ def test_a_second_implementation_of_the_rules_agrees(preset):
             while reward is None:
                 row, column = naive.at
                 ends = [(row, i) for i in range(naive.n)] + [(i, column) for i in range(naive.n)]
-                if naive.left == 1 and naive.goal in ends and dice.random() < 0.9:
-                    ends = [naive.goal]
+                if naive.left < 3 and dice.random() < 0.8:
+                    ends = [naive.goal] if naive.left == 1 else [(row, naive.goal[1]), (naive.goal[0], column)]
                 wild = (dice.randrange(naive.n + 2), dice.randrange(naive.n + 2))
                 to = wild if dice.random() < 0.05 else dice.choice(ends)
                 text, summary, reward, ending = naive.move(to)
@@ -286,7 +286,7 @@ def test_the_rules_say_what_is_seen_and_whether_it_stays(preset):
     world = GridNavigation(preset)
     rules = world.pack(1)[0].prompt
     assert ("stays on your map" in rules) == world.remembers
-    assert (f"at most {world.preset.radius} rows" in rules) == (world.preset.radius > 0)
+    assert (f"a distance of {world.preset.radius} of" in rules) == (world.preset.radius > 0)
     assert "{" not in rules and rules in NATURAL.solve(world.pack(1)[0], "", None)[-1].content
 
 
@@ -505,7 +505,7 @@ def rewards_of(preset: str, packs: int, name: str, seed: int = 0) -> np.ndarray:
 
 
 @pytest.mark.parametrize(
-    ("preset", "packs", "gain"), [("tiny", 60, 0.05), ("small", 50, 0.01), ("paper-forgets", 16, 0.003)]
+    ("preset", "packs", "gain"), [("tiny", 50, 0.05), ("small", 40, 0.01), ("paper-forgets", 16, 0.003)]
 )
 def test_who_remembers_does_better_at_the_last_task(preset, packs, gain):
     perfect, memoryless = (rewards_of(preset, packs, name) for name in ("perfect", "memoryless"))
@@ -522,13 +522,13 @@ def test_where_the_environment_remembers_nobody_needs_a_note():
 @pytest.mark.parametrize("preset", PRESETS)
 def test_players_come_to_the_goal_on_every_field(preset):
     for name in PLAYERS:
-        assert (rewards_of(preset, 4, name, seed=1) > 0).all()
+        assert (rewards_of(preset, 3, name, seed=1) > 0).all()
 
 
 @pytest.mark.parametrize("preset", ["tiny", "small"])
 def test_a_player_who_knows_all_goes_the_best_way(preset):
     world = GridNavigation(preset, 8, form="compact")
-    for pack in world.packs(15, 2):
+    for pack in world.packs(10, 2):
         for task in pack:
             field, trip = secret(world, task)
             cost = [10 * (cell // 10) + 4.5 for cell in field.costs]

@@ -67,7 +67,9 @@ Answer each turn with the cell you move to, its row and its column, between answ
 Anything else, or a move that is not allowed, ends the task with reward 0."""
 
 _ENTERED = "you see the cost of a cell only when you enter it or start from it."
-_NEAR = "you see the costs of the cells that are at most {radius} rows and columns away from where you start and from every cell you enter."
+_NEAR = (
+    "you see the costs within a distance of {radius} of where you start and of every cell you enter, diagonally too."
+)
 _REMEMBERS = "What you have seen stays on your map in later tasks."
 _FORGETS = "Your map is empty again with every task, so what you write down about the costs helps in later tasks."
 
