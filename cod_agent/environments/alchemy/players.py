@@ -3,7 +3,7 @@
 Both know what pairs made in this episode; the one that remembers also what its note says. If that is enough to make the target, they
 take a shortest way. If not, they try a pair that nobody tried: of elements of one tier, as high as the target's ingredients may be
 and as few rounds away as there is; pairs across tiers when those are used up. Where materials are limited, they take the pair
-that leaves most. That is a good player, not an upper bound: it never plans two tasks ahead.
+that rules out the fewest others. That is a good player, not an upper bound: it never plans two tasks ahead.
 """
 
 from __future__ import annotations
@@ -143,7 +143,7 @@ def _given(first: str) -> list[str]:
 
 
 def _nearest(lore: Lore, bench: Bench, pairs: Sequence[Pair]) -> list[Pair]:
-    """First steps towards those of `pairs` that take the fewest rounds and, where materials are limited, leave most of what they take."""
+    """First steps towards those of `pairs` that take the fewest rounds and, where materials are limited, rule out the fewest others."""
     best: tuple[int, int] | None = None
     found: dict[Pair, None] = {}
     ways = dict(lore.ways)
@@ -152,13 +152,24 @@ def _nearest(lore: Lore, bench: Bench, pairs: Sequence[Pair]) -> list[Pair]:
         steps = plan("", ways, bench.held, limited=bench.limited)
         if steps is None:
             continue
-        spare = sum(bench.held.get(part, 0) for part in pair) if bench.limited else 0
-        worth = len(steps), -spare
+        worth = len(steps), -_possible(pairs, bench.held, pair) if bench.limited else 0
         if best is None or worth < best:
             best, found = worth, {}
         if worth == best:
             found[steps[0]] = None
     return list(found)
+
+
+def _possible(pairs: Sequence[Pair], held: Mapping[str, int], used: Pair) -> int:
+    """How many others of `pairs` are still there when `used` is used up."""
+    left = dict(held)
+    for part in used:
+        left[part] = left.get(part, 0) - 1
+    enough = {name for name, count in left.items() if count > 0}
+    double = {name for name, count in left.items() if count > 1}
+    return sum(
+        one in enough and other in (double if one == other else enough) and (one, other) != used for one, other in pairs
+    )
 
 
 def _anything(bench: Bench) -> list[Pair]:
