@@ -82,8 +82,8 @@ def _lines(axes: Any, lines: Sequence[Line], styles: Sequence[dict[str, Any]], *
         at = [point.position + 1 for point in points]
         axes.plot(at, [point.mean for point in points], **style)
         if bands and not line.dashed:
-            low, high = [point.low for point in points], [point.high for point in points]
-            axes.fill_between(at, low, high, color=style["color"], alpha=0.16, linewidth=0, zorder=1)
+            band = ([point.low for point in points], [point.high for point in points])
+            axes.fill_between(at, *band, color=style["color"], alpha=0.16, linewidth=0, zorder=1)
         ends += [(p.position + 1, p.mean, line.label, style) for p in points if p.mean == p.mean][-1:]
     low, high = span(line.curve for line in lines)
     places = apart([y for _, y, _, _ in ends], _CLOSEST * (high - low), high + 0.03 * (high - low))

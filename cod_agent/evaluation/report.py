@@ -21,7 +21,7 @@ from cod_agent.evaluation.players import CEILING, FLOOR
 from cod_agent.evaluation.result import Evaluation, Study
 from cod_agent.evaluation.samples import EDGE, LivedTask, Sample, samples
 from cod_agent.evaluation.statistics import DRAWS
-from cod_agent.evaluation.words import answer, commands, label, meaning, plain, standing, verdict
+from cod_agent.evaluation.words import answer, answers, commands, label, meaning, plain, standing, title, verdict
 from cod_agent.memory.readonly import look
 
 TEMPLATE = Path(__file__).with_name("report.html.jinja")
@@ -91,7 +91,7 @@ def _page(study: Study, drawn: Callable[[str], Any]) -> dict[str, Any]:
         "title": f"Does the context help {found[0].model}?",
         "subtitle": f"Reward by position in {worlds}: the model solves related tasks one after another, and rewrites a note to itself, its "
         "context, after each of them.",
-        "answers": _answers(found),
+        "answers": answers(found),
         "facts": _facts(study),
         "parts": [_part(one, seen, drawn) for one, seen in zip(found, lived, strict=True)],
         "edge": EDGE,
@@ -102,33 +102,13 @@ def _page(study: Study, drawn: Callable[[str], Any]) -> dict[str, Any]:
     }
 
 
-def _answers(found: Sequence[Evaluation]) -> list[str]:
-    """The answer of one part, or of all of them together."""
-    compared = [(one, one.comparison.sentence) for one in found if one.comparison]
-    if len(found) == 1:
-        return [answer(found[0]), *filter(None, [standing(found[0])]), *(said for _, said in compared)]
-    names: dict[str, list[str]] = {}
-    for one in found:
-        names.setdefault(verdict(one), []).append(_title(one))
-    said = [f"The context helps in {len(names.get('helps', ()))} of {len(found)} parts"]
-    for kind, words in (("hurts", "it hurts"), ("no difference", "it makes no difference that matters")):
-        said += [f"{words} in {_listed(names[kind])}"] if kind in names else []
-    unclear = [*names.get("not clear", ()), *names.get("not compared", ())]
-    said += [f"for {_listed(unclear)} the data do not say"] if unclear else []
-    return ["; ".join(said) + ".", *(f"{_title(one)}: {sentence}" for one, sentence in compared)]
-
-
-def _listed(names: Sequence[str]) -> str:
-    return " and ".join(filter(None, [", ".join(names[:-1]), names[-1]]))
-
-
 def _facts(study: Study) -> list[tuple[str, str]]:
     found = study.evaluations
     seeds = ", ".join(map(str, dict.fromkeys(seed for one in found for seed in one.seeds)))
     lost = sum(one.main.lost for one in found)
     facts = [
         ("model", found[0].model),
-        ("worlds", "; ".join(_title(one) for one in found)),
+        ("worlds", "; ".join(title(one) for one in found)),
         ("packs", "; ".join(dict.fromkeys(f"{one.amount}, split {one.split}" for one in found))),
         ("seeds", seeds),
         ("calls", f"{sum(one.calls for one in found):,} in {study.seconds:,.0f} s"),
@@ -148,17 +128,12 @@ def _samples(study: Study) -> list[tuple[Sample, ...]]:
 # ---- a part ----
 
 
-def _title(found: Evaluation) -> str:
-    times = f"packs of {found.pack_size}" if found.packing == "cod" else f"{found.packing}, {found.pack_size} times"
-    return f"{found.world} ({times})"
-
-
 def _part(found: Evaluation, lived: Sequence[Sample], drawn: Callable[[str], Any]) -> dict[str, Any]:
     lines, axis = chart.principal(found), "task in the pack" if found.packing == "cod" else "time the task is lived"
     rest = [chart.Row(label(arm.name), arm.difference[-1]) for arm in found.arms[1:] if arm.difference]
     around = [line for line in lines if line.kind in ("floor", "ceiling", "main")]
     return {
-        "title": _title(found),
+        "title": title(found),
         "subtitle": f"{found.amount}, seeds {', '.join(map(str, found.seeds))}, split {found.split}; model {found.model}",
         "packs": found.packs,
         "verdict": verdict(found),

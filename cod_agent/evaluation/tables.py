@@ -1,4 +1,4 @@
-"""The tables of an evaluation as values, for a page and a terminal alike: an arm a row, or a measure a row."""
+"""The tables of an evaluation as values, for a page and partly for a terminal: an arm a row, or a measure a row."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from cod_agent.evaluation.words import label
 if TYPE_CHECKING:
     from cod_agent.evaluation.measures import Measure
     from cod_agent.evaluation.result import Comparison, Evaluation
-    from cod_agent.evaluation.statistics import Interval
+    from cod_agent.evaluation.statistics import Curve, Interval
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,15 +74,20 @@ def overview(found: Evaluation) -> tuple[Cell, ...]:
     )
 
 
-def rewards(found: Evaluation) -> Table:
-    """Reward by position of every arm, floor and ceiling."""
+def curves_of(found: Evaluation) -> dict[str, Curve]:
+    """The curve of every arm by its name, the main one first; floor and ceiling are those of the world's players."""
     curves = {arm.name: arm.curve for arm in found.arms}
     for name, curve in ((FLOOR, found.floor), (CEILING, found.ceiling)):
         if curve is not None:
             curves.setdefault(name, curve)
+    return curves
+
+
+def rewards(found: Evaluation) -> Table:
+    """Reward by position of every arm, floor and ceiling."""
     rows = (
         Row(label(name), (*map(reward, curve.points), change(curve.gain), reward(curve.overall)), name == MAIN)
-        for name, curve in curves.items()
+        for name, curve in curves_of(found).items()
     )
     head = ("arm", *_tasks(found), "last - first", "all tasks")
     return Table(f"Mean reward and its 95% interval, over {found.packs:,} packs.", head, tuple(rows))

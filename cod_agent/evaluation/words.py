@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -28,14 +29,14 @@ _MEANINGS = {
     "frozen": "The context after task 1 is used to the end. What is above this line comes from learning on after the first task.",
     "foreign": "The context that the model wrote at this position in another pack. It helps as far as notes hold for every pack; what is "
     "above this line is knowledge of this pack.",
-    "blank": "The model's own context with its lines emptied. It shows what the mere presence of a note does.",
+    "blank": "The model's own context with nothing left in its lines: as many, all empty. It shows what the mere presence of a note does.",
     "shuffled": "The model's own context with its lines in random order. It shows whether the order matters.",
     "history": "No context; the record of the earlier tasks stands in its place. It shows what rewriting is worth beside "
     "reading everything again.",
-    "attempts": "No context, but each task is tried again for as many tokens as the model spent there with its context, and the best try "
-    "counts. It shows what the same effort brings without memory.",
+    "attempts": "No context, but each task is tried again for what the model spent on it with its context, solving and updating, "
+    "and the best try counts. It shows what the same effort brings without memory.",
     "ralph-sample": "The first task of the pack again and again, with a context: learning one task by heart.",
-    "ralph-full": "Each task of the pack again and again, with a context: learning by heart what the pack has.",
+    "ralph-full": "Each task of the pack again and again, with a context of its own; at each position the mean over the pack's tasks.",
     FLOOR: "The world's own player that plays each task well and remembers nothing: the floor.",
     CEILING: "The world's own player that notes everything it saw: the ceiling, as far as we could write one.",
 }
@@ -74,6 +75,32 @@ def answer(found: Evaluation) -> str:
         return f"The context makes no difference that matters: reward is {chances}, a difference of {signed(worth)}."
     more = "more packs would tell"
     return f"The data do not say whether the context helps: reward is {chances}; {signed(worth)} may be chance, {more}."
+
+
+def title(found: Evaluation) -> str:
+    """A part of a study: its world, and how many tasks its packs have."""
+    times = f"packs of {found.pack_size}" if found.packing == "cod" else f"{found.packing}, {found.pack_size} times"
+    return f"{found.world} ({times})"
+
+
+def answers(found: Sequence[Evaluation]) -> list[str]:
+    """The answer of one part, or of all of them together."""
+    compared = [(one, one.comparison.sentence) for one in found if one.comparison]
+    if len(found) == 1:
+        return [answer(found[0]), *filter(None, [standing(found[0])]), *(said for _, said in compared)]
+    names: dict[str, list[str]] = {}
+    for one in found:
+        names.setdefault(verdict(one), []).append(title(one))
+    said = [f"The context helps in {len(names.get('helps', ()))} of {len(found)} parts"]
+    for kind, words in (("hurts", "it hurts"), ("no difference", "it makes no difference that matters")):
+        said += [f"{words} in {_listed(names[kind])}"] if kind in names else []
+    unclear = [*names.get("not clear", ()), *names.get("not compared", ())]
+    said += [f"for {_listed(unclear)} the data do not say"] if unclear else []
+    return ["; ".join(said) + ".", *(f"{title(one)}: {sentence}" for one, sentence in compared)]
+
+
+def _listed(names: Sequence[str]) -> str:
+    return " and ".join(filter(None, [", ".join(names[:-1]), names[-1]]))
 
 
 def verdict(found: Evaluation) -> str:

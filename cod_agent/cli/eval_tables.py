@@ -1,0 +1,123 @@
+"""What `cod eval` prints of a study: for each part reward by position and arm, what the context is worth, what it took.
+
+A terminal is narrow and arms are many: at most four stand beside each other, fewer where there is less room, and the main one in
+every table.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Literal
+
+import typer
+from rich import box
+from rich.table import Table
+from rich.text import Text
+
+from cod_agent.cli.output import console
+
+if TYPE_CHECKING:
+    from cod_agent.evaluation import Evaluation, Study
+    from cod_agent.evaluation.tables import Cell
+
+MOST = 4
+"""Arms beside each other."""
+_COLUMN, _FIRST = 21, 13
+"""Characters that a column of rewards takes, and the one of the tasks."""
+
+
+def tell(study: Study) -> None:
+    """Print all of it, but for where the files are."""
+    for found in study.evaluations:
+        if study.evaluations[1:]:
+            typer.echo(f"{found.world}, {found.amount}")
+        _tell(found)
+    if study.evaluations[1:]:
+        _together(study)
+
+
+def _tell(found: Evaluation) -> None:
+    from cod_agent.evaluation import tables, words
+
+    screen = console()
+    for table in by_position(found, screen.width):
+        screen.print(table)
+    typer.echo("mean reward [95% interval]")
+    if found.arms[1:]:
+        typer.echo("\nWhat the context is worth at the last task, beside each arm:")
+        screen.print(_worth(found))
+    if found.arms[0].measures:
+        typer.echo("What it took:")
+        screen.print(_took(found))
+    for said in (words.answer(found), words.standing(found), *tables.refusals(found)):
+        if said:
+            typer.echo(said)
+    if found.comparison is not None:
+        typer.echo(found.comparison.sentence)
+    if found.main.lost:
+        typer.echo(f"{found.main.lost} tasks were lost to the infrastructure and are left out.")
+    seeds = f"seed{'s' if found.seeds[1:] else ''} {', '.join(map(str, found.seeds))}"
+    typer.echo(f"{found.amount}, {seeds}, {found.seconds:.1f} s, {found.calls} calls.")
+
+
+def _together(study: Study) -> None:
+    """The parts below each other, at their last task."""
+    from cod_agent.evaluation import tables, words
+
+    made = _table(("the last task", "with context", "without", "worth", "floor", "ceiling"), left=True)
+    for found in study.evaluations:
+        made.add_row(Text(words.title(found)), *map(_both, tables.overview(found)))
+    typer.echo("")
+    console().print(made)
+    for said in words.answers(study.evaluations):
+        typer.echo(said)
+
+
+def by_position(found: Evaluation, width: int = 120) -> Iterator[Table]:
+    """Reward by position, a column for each arm; several tables where they do not fit into `width` characters."""
+    from cod_agent.evaluation.tables import change, curves_of, reward
+
+    curves = curves_of(found)
+    main, *rest = curves
+    beside = max(1, min(MOST, (width - _FIRST) // _COLUMN) - 1)
+    for at in range(0, max(1, len(rest)), beside):
+        names = (main, *rest[at : at + beside])
+        made = _table(("task", *names), bold=1)
+        for position in range(found.pack_size):
+            made.add_row(str(position + 1), *(_both(reward(curves[name].points[position])) for name in names))
+        made.add_section()
+        made.add_row("last - first", *(_both(change(curves[name].gain)) for name in names))
+        yield made
+
+
+def _worth(found: Evaluation) -> Table:
+    """What the main arm is ahead of each other one, at the last task."""
+    from cod_agent.evaluation.tables import change
+
+    made = _table(("arm", "with context minus it"), left=True)
+    for arm in found.arms[1:]:
+        made.add_row(Text(arm.name), _both(change(arm.difference[-1] if arm.difference else None)))
+    return made
+
+
+def _took(found: Evaluation) -> Table:
+    """What the main arm took, by position."""
+    from cod_agent.evaluation.tables import measures
+
+    said = measures(found)
+    made = _table(said.head, left=True)
+    for row in said.rows:
+        made.add_row(row.label, *(cell.mean for cell in row.cells))
+    return made
+
+
+def _table(head: Sequence[str], *, left: bool = False, bold: int | None = None) -> Table:
+    made = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for number, name in enumerate(head):
+        side: Literal["left", "right"] = "left" if left and not number else "right"
+        made.add_column(Text(name), justify=side, style="bold" if number == bold else "", no_wrap=number > 0)
+    return made
+
+
+def _both(cell: Cell) -> str:
+    return f"{cell.mean} {cell.range}".rstrip()
