@@ -21,7 +21,7 @@ from cod_agent.environments.gymnasium.exported import installed
 from cod_agent.environments.gymnasium.spoken import actions_in, described, documented, listed
 from cod_agent.environments.players import Players
 from cod_agent.errors import UsageError
-from cod_agent.tasks import Feedback, Observation, Pack
+from cod_agent.tasks import Feedback, Observation
 
 if TYPE_CHECKING:
     import gymnasium
@@ -67,21 +67,11 @@ class GymnasiumWorld(DrawnWorld[Wrapping]):
     def __init__(self, name: str, wrapping: Wrapping, seed: int, split: Split, form: Form) -> None:
         self.presets = {name: wrapping}  # type: ignore[misc]  # its one preset is its own
         super().__init__(name, seed, split=split, form=form)
+        if wrapping.compact is None:
+            self.form = "natural"
 
     def rules(self) -> str:
         return self.preset.prompt
-
-    def pack(self, n: int, index: int = 0) -> Pack:
-        """The `index`-th pack of `n` tasks.
-
-        Raises:
-            UsageError: see `DrawnWorld.pack`; or the world has no compact form, and is to speak it.
-        """
-        if self.form == "compact" and self.preset.compact is None:
-            raise UsageError(
-                f"{self.name} has no compact form: choose a model that reads sentences, or make it with from_gymnasium(..., compact=...)"
-            )
-        return super().pack(n, index)
 
     def session(self, place: Place) -> EpisodeSession:
         names, preset = (self.world, place.preset, place.split, place.seed, place.pack), self.preset
@@ -89,7 +79,7 @@ class GymnasiumWorld(DrawnWorld[Wrapping]):
         if actions is not None and preset.shuffled:
             meant = shuffled(randomness(*names, "actions"), list(actions.values()))
             actions = dict(zip(actions, meant, strict=True))
-        render = preset.render if self.form == "natural" else preset.compact or preset.render
+        render = preset.compact if self.form == "compact" and preset.compact else preset.render
         make, pack_seed = preset.make, _seed(place.split, *names, "pack")
         return EpisodeSession(
             lambda: make(pack_seed), _seed(place.split, *names, place.index), preset, actions, render, self.form
@@ -164,7 +154,7 @@ class EpisodeSession:
 
     def _view(self, effect: str) -> str:
         if self._compact:
-            return self._seen
+            return f"{effect}\n{self._seen}" if effect else self._seen
         said = f" {effect}" if effect else ""
         return f"Step {self._step + 1} of {self._wrapping.steps}.{said}\n{self._seen}"
 
@@ -203,8 +193,8 @@ def from_gymnasium(
         actions: the actions by name; if not given, a discrete space's numbers, and any text of a text space.
         shuffled: whether what the names mean is hidden: a permutation, drawn for each pack.
         render: observation -> text of the natural form; a plain description if not given.
-        compact: observation -> text of the compact form, best in one line; without it there is none. A step is summed up as
-            `BEFORE ACTION AFTER REWARD`.
+        compact: observation -> text of the compact form, best in one line; without it there is none, whatever `form` says. A step
+            is shown, and summed up, as `BEFORE ACTION AFTER REWARD`; the observation stands in a line of its own below.
         score: sum of an episode's rewards -> the task's reward, best in [0, 1]; the sum itself if not given.
         malformed: reward of an answer that names no action. It should be worse than any `score`: where sums can be negative, give a
             `score` that is not, or ending early pays.
