@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from cod_agent.cli import options
-from cod_agent.cli.eval import save
 from cod_agent.cli.output import Progress, command_line, console, interval, print_json, resumable, signed
 from cod_agent.cli.story import Story
 
@@ -45,7 +44,8 @@ def demo(
 
     Example: cod demo --packs 96 --seed 1 --out demo
     """
-    from cod_agent.evaluation import NO_CONTEXT, Plan
+    from cod_agent.evaluation import NO_CONTEXT, Plan, Study
+    from cod_agent.evaluation.report import save
 
     plan = Plan(WORLD, MODEL, packs, PACK_SIZE, seed, AGENT, controls=(NO_CONTEXT,))
     db = _next_file(out, plan)
@@ -53,12 +53,12 @@ def demo(
     story = Story(PACK_SIZE)
     with resumable(again, db):
         found, inexact = asyncio.run(_live(plan, db, story, quiet=as_json))
-    figure = save(found, out, "demo")
+    study = Study((found,), (plan,), db, found.seconds)
+    files = {"database": db, **save(study, out, "demo", tell=lambda said: typer.echo(said, err=True))}
     if as_json:
-        files = {"database": str(db), "json": str(out / "demo.json"), "figure": figure and str(figure)}
-        print_json({**found.json(), "files": files})
+        print_json({**found.json(), "files": {name: str(path) for name, path in files.items()}})
     else:
-        _tell(found, inexact, db, out, figure)
+        _tell(found, inexact, db, list(files.values()))
 
 
 def _next_file(out: Path, plan: Plan) -> Path:
@@ -183,13 +183,12 @@ def _bar(mean: float, color: str) -> Any:
     return Text.assemble(f"{mean:.2f} ", ("█" * full, color), ("░" * (BAR - 5 - full), "dim"))
 
 
-def _tell(found: Evaluation, inexact: int, db: Path, out: Path, figure: Path | None) -> None:
+def _tell(found: Evaluation, inexact: int, db: Path, files: Sequence[Path]) -> None:
     typer.echo(conclusion(found))
     typer.echo("")
-    kept = [str(path) for path in (figure, out / "demo.json", db) if path]
     exact = f"{found.calls - inexact} of them" if inexact else "each"
     typer.echo(f"{found.calls} model calls in {found.seconds:.1f} s, {exact} recorded with exact tokens. What remains:")
-    typer.echo(f"  {', '.join(kept)}")
+    typer.echo(f"  {', '.join(map(str, files))}")
     typer.echo("Try next:")
     pack = f"{WORLD}/eval/{found.seed}/0"
     for command, why in (

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -12,6 +14,7 @@ from cod_agent.errors import UsageError
 
 if TYPE_CHECKING:
     from cod_agent.evaluation import Plan
+    from cod_agent.memory import Memory
 
 World = Annotated[str | None, typer.Argument(metavar="WORLD", help="WORLD or WORLD:PRESET, e.g. frozen-lake:small.")]
 Model = Annotated[
@@ -54,7 +57,7 @@ Concurrency = Annotated[int | None, typer.Option("--concurrency", help="Packs li
 Resume = Annotated[bool, typer.Option("--resume", help="Go on with what the file holds; needs no other flag.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
 
-FREE = ("packs", "concurrency", "timeout", "stream", "base_url", "controls")
+FREE = ("packs", "concurrency", "timeout", "stream", "base_url", "against_base_url", "controls")
 """What may be said anew when resuming; everything else is as it was."""
 
 
@@ -98,21 +101,59 @@ def resumed(path: Path, flags: dict[str, Any], run: str | None = None) -> Plan:
         UsageError: there is no such file, or a flag says something else than the file.
     """
     from cod_agent.evaluation import kept_plan
+
+    with _opened(path) as memory:
+        return _agreed(path, kept_plan(memory, run), flags)
+
+
+def resumed_study(path: Path, flags: dict[str, Any]) -> tuple[Plan, ...]:
+    """The plans of the study the file was made with; else as `resumed`."""
+    from cod_agent.evaluation import kept_study
+
+    with _opened(path) as memory:
+        return tuple(_agreed(path, part, flags) for part in kept_study(memory))
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Memory]:
     from cod_agent.memory import Memory
 
     if not path.is_file():
         raise UsageError(f"there is no file {path} to resume: check the path, or begin without --resume")
     memory = Memory.open(path)
     try:
-        plan = kept_plan(memory, run)
+        yield memory
     finally:
         memory.close()
+
+
+def _agreed(path: Path, plan: Plan, flags: dict[str, Any]) -> Plan:
+    """The plan with what may be said anew. Raises: UsageError, for anything else that differs."""
     given = {key: value for key, value in flags.items() if value is not None}
     for key, value in given.items():
         before = asdict(plan)[key]
         if key not in FREE and value != before and not (key == "world" and before.startswith(f"{value}:")):
+            name, was, now = key.replace("_", " "), _spelt(before), _spelt(value)
+            begun = f"with {name} {was}, not {now}" if was else f"without {name}, not with {now}"
             raise UsageError(
-                f"{path} was begun with {key.replace('_', ' ')} {before}, not {value}: leave that out to resume, or "
-                "begin another file without --resume"
+                f"{path} was begun {begun}: leave that out to resume, or begin another file without --resume"
             )
     return replace(plan, **{key: value for key, value in given.items() if key in FREE}).check()
+
+
+def _spelt(value: Any) -> str:
+    """A flag's value as it is written on the command line; "" for none."""
+    return ",".join(map(str, value)) if isinstance(value, tuple) else "" if value is None else str(value)
+
+
+def words(said: str | None) -> tuple[str, ...]:
+    """What stands between commas."""
+    return tuple(word.strip() for word in (said or "").split(",") if word.strip())
+
+
+def numbers(flag: str, said: str | None) -> tuple[int, ...]:
+    """Whole numbers between commas. Raises: UsageError."""
+    try:
+        return tuple(int(word) for word in words(said))
+    except ValueError:
+        raise UsageError(f"{flag} is a whole number, or several with commas between, not {said!r}") from None

@@ -15,8 +15,10 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from difflib import get_close_matches
 
-from cod_agent.errors import UsageError
+from cod_agent.environments import make_world
+from cod_agent.errors import UnknownName, UsageError
 from cod_agent.evaluation.plan import Plan
 
 
@@ -52,6 +54,7 @@ def parts_of(plan: Plan, names: Sequence[str], sizes: Sequence[int] = ()) -> tup
         if name in SUITES:
             worlds, usual = SUITES[name].worlds, SUITES[name].pack_size
         else:
+            _refuse_near_miss(name)
             worlds, usual = (name,), plan.pack_size
         cells += [(world, size) for world in worlds for size in sizes or (usual,)]
     for cell, count in Counter(cells).items():
@@ -62,3 +65,12 @@ def parts_of(plan: Plan, names: Sequence[str], sizes: Sequence[int] = ()) -> tup
         replace(plan, world=world, pack_size=size, agent=f"{plan.agent}/{size}" if world in several else plan.agent)
         for world, size in cells
     )
+
+
+def _refuse_near_miss(name: str) -> None:
+    """Raises: UnknownName, for a word that is no world but nearly a suite; other words are for `make_world` to judge."""
+    if ":" not in name and get_close_matches(name, SUITES):
+        try:
+            make_world(name)
+        except UnknownName:
+            raise UnknownName.among("suite", name, list(SUITES)) from None
