@@ -77,7 +77,7 @@ def render(study: Study) -> str:
 
     environment = Environment(autoescape=True, undefined=StrictUndefined, finalize=cleaned, keep_trailing_newline=True)
     page = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
-    return page.render(_page(study, Markup))
+    return page.render(_page(study, Markup)).lstrip()
 
 
 # ---- the whole ----
@@ -140,6 +140,7 @@ def _part(found: Evaluation, lived: Sequence[Sample], drawn: Callable[[str], Any
         "answers": [answer(found), *filter(None, [standing(found)])],
         "overview": tables.overview(found),
         "legend": list(reversed(lines)),
+        "bounded": any(line.dashed for line in lines),
         "small": drawn(chart.curves(lines, width=320, height=200, named=False)),
         "wide": drawn(chart.curves(lines, width=760, height=340, axis=axis)),
         "narrow": drawn(chart.curves(lines, width=360, height=270, named=False, axis=axis)),
