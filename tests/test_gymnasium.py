@@ -13,6 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
+sys.path.insert(0, str(Path(__file__).parent))
+from servers import ScriptedServer
+
 from cod_agent import CoDAgent
 from cod_agent.cli import app
 from cod_agent.context import NATURAL
@@ -322,8 +325,33 @@ def test_a_life_that_was_interrupted_goes_on_where_it_was(tmp_path: Path) -> Non
     assert NATURAL.solve(pack[0], "", Observation(""))[0].content.startswith("You act in the environment")
 
 
+def test_a_seed_is_a_pack_for_good() -> None:
+    seen: list[int] = []
+
+    class Told(Switches):
+        def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
+            seen.append(int(seed or 0))
+            return super().reset(seed=seed)
+
+    def made(pack_seed: int) -> Told:
+        seen.append(pack_seed)
+        return Told(SPACES["discrete"])
+
+    world = from_gymnasium(made, name="told", seed=7, shuffled=True)
+    seen.clear()
+    endings = [lived(world, task, [tagged(2)])[-1].feedback for task in world.pack(2, 3)]
+    assert seen == [1766494165, 812137871, 1766494165, 2129010361]
+    assert [end and end.ending for end in endings] == ["terminated", "terminated"]
+
+
 def test_the_command_line_finds_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
+    with ScriptedServer(lambda request, n: "<context>\nStick.\n</context><answer>0</answer>") as server:
+        monkeypatch.setenv("OPENAI_BASE_URL", server.url)
+        monkeypatch.setenv("OPENAI_API_KEY", "none")
+        measured = ["eval", "gymnasium:Blackjack-v1", "--model", "openai:m", "--packs", "3", "--pack-size", "2"]
+        result = CliRunner().invoke(app, measured)
+    assert result.exit_code == 0 and "3 packs of 2" in result.output
     for arguments, match in {
         ("gymnasium:CliffWalking-v1", "--model", "scripted:perfect"): "gymnasium:CliffWalking-v1 has none",
         ("gymnasium:CliffWalking-v1", "--model", "embedded"): "speaks the compact form only",

@@ -30,6 +30,8 @@ PAGE = ROOT / "docs" / "environments" / "your-own.md"
 BLOCKS = blocks(PAGE)
 
 SMALLEST = """
+from dataclasses import dataclass
+
 from cod_agent import Feedback, Observation, Pack, Task
 
 
@@ -65,6 +67,15 @@ def deaf():
 
 def nothing(**_):
     return {}
+
+
+@dataclass(frozen=True)
+class Frozen:
+    seed: int
+    split: str
+    form: str
+    name: str = "frozen"
+    pack = start = None
 
 
 NUMBER = 3
@@ -105,7 +116,8 @@ def test_a_class_or_a_function_of_the_current_folder_is_a_world(folder: Path, na
         ("coins:Coin:big", UsageError, "coins:Coin:big"),
         ("broken:Coin", UsageError, "ZeroDivisionError"),
         ("coin:Coin", UnknownName, "MODULE:NAME"),
-        ("coins.inner:Coin", UnknownName, "MODULE:NAME"),
+        ("coins.inner:Coin", UsageError, "'coins' is not a package"),
+        ("coins:Frozen", UsageError, "cannot be set"),
         ("frozen_lake", UnknownName, "did you mean frozen-lake"),
         ("alchemi:small", UnknownName, "did you mean alchemy"),
         ("../coins:Coin", UnknownName, "MODULE:NAME"),
@@ -166,10 +178,10 @@ def test_without_players_what_needs_them_is_refused_and_the_rest_works(
         monkeypatch.setenv("OPENAI_API_KEY", "none")
         for arguments, match in {
             ("--model", "scripted:perfect"): "coins:Coin has none",
-            ("--model", "openai:m", "--controls", "perfect"): "no control called 'perfect'",
+            ("--model", "openai:m", "--controls", "perfect"): "control",
         }.items():
             result = CliRunner().invoke(app, [*measured, *arguments, "--out", "refused"])
-            assert result.exit_code == 1 and match in result.output
+            assert result.exit_code == 1 and match in result.output and "perfect" in result.output
         result = CliRunner().invoke(app, [*measured, "--model", "openai:m"])
     assert result.exit_code == 0, result.output
     assert '"world": "coins:Coin"' in result.stdout

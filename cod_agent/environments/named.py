@@ -82,9 +82,12 @@ def _called(name: str, make: Callable[..., Any], preset: str, **how: Any) -> Any
     missing = [part for part in _CONTRACT if not hasattr(world, part)]
     if missing:
         raise UsageError(f"{name} makes a {type(world).__name__}, which is no world: it lacks {', '.join(missing)}")
-    world.name = name
-    if not hasattr(world, "form"):
-        world.form = "natural"
+    try:
+        world.name, world.form = name, getattr(world, "form", "natural")
+    except AttributeError as error:
+        raise UsageError(
+            f"{name} makes a {type(world).__name__}, whose name and form cannot be set ({error})"
+        ) from error
     return world
 
 
@@ -96,14 +99,14 @@ def _loaded(entry: EntryPoint) -> Any:
 
 
 def _is_module(name: str) -> bool:
-    """Whether there is such a module, installed or in the current folder."""
+    """Whether there is such a module or a package that may have it, installed or in the current folder. Imports nothing."""
     if os.getcwd() not in sys.path and "" not in sys.path:
         sys.path.append(
             os.getcwd()
         )  # behind all others: nothing that is installed is hidden by what happens to lie here
     try:
-        return find_spec(name) is not None
-    except (ImportError, ValueError):  # its package is none, or it has no name a module could have
+        return find_spec(name.partition(".")[0]) is not None
+    except ValueError:  # no name that a module could have
         return False
 
 
