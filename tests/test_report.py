@@ -430,6 +430,20 @@ def test_the_answer_is_what_the_interval_says(
     assert found.benefit is not None and words.signed(found.benefit) in words.answer(found)
 
 
+def test_packs_that_all_went_alike_say_little_if_they_are_few() -> None:
+    few, many = (made(ours=(1, 1), bare=(1, 1), packs=packs) for packs in (8, 64))
+    assert (words.verdict(few), words.verdict(many)) == ("not clear", "no difference")
+
+
+def test_what_speaks_against_the_figures_is_said_at_the_top() -> None:
+    found = made(packs=64)
+    assert words.doubts(found) == []
+    bad = (replace(measure(0), malformed=30, written=10, refused=30),)
+    said = words.doubts(replace(found, packs=12, arms=(replace(found.arms[0], measures=bad), *found.arms[1:])))
+    assert [one.split(" ")[0] for one in said] == ["75%", "75%", "12"]
+    assert said[0] in Page(render(studied(replace(found, arms=(replace(found.arms[0], measures=bad),))))).text
+
+
 def test_without_the_control_nothing_is_claimed() -> None:
     found = made(others=("frozen",))
     assert "not known" in words.answer(found) and words.verdict(found) == "not compared"

@@ -49,13 +49,8 @@ def _tell(found: Evaluation) -> None:
     if found.arms[0].measures:
         typer.echo("What it took:")
         screen.print(_took(found))
-    for said in (words.answer(found), words.standing(found), *tables.refusals(found)):
-        if said:
-            typer.echo(said)
-    if found.comparison is not None:
-        typer.echo(found.comparison.sentence)
-    if found.main.lost:
-        typer.echo(f"{found.main.lost} tasks were lost to the infrastructure and are left out.")
+    for said in (*words.answers([found]), *tables.refusals(found)):
+        typer.echo(said)
     seeds = f"seed{'s' if found.seeds[1:] else ''} {', '.join(map(str, found.seeds))}"
     typer.echo(f"{found.amount}, {seeds}, {found.seconds:.1f} s, {found.calls} calls.")
 

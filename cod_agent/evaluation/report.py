@@ -21,7 +21,7 @@ from cod_agent.evaluation.players import CEILING, FLOOR
 from cod_agent.evaluation.result import Evaluation, Study
 from cod_agent.evaluation.samples import EDGE, LivedTask, Sample, samples
 from cod_agent.evaluation.statistics import DRAWS
-from cod_agent.evaluation.words import answer, answers, commands, label, meaning, plain, standing, title, verdict
+from cod_agent.evaluation.words import answers, commands, label, meaning, plain, title, verdict
 from cod_agent.memory.readonly import look
 
 TEMPLATE = Path(__file__).with_name("report.html.jinja")
@@ -137,7 +137,7 @@ def _part(found: Evaluation, lived: Sequence[Sample], drawn: Callable[[str], Any
         "subtitle": f"{found.amount}, seeds {', '.join(map(str, found.seeds))}, split {found.split}; model {found.model}",
         "packs": found.packs,
         "verdict": verdict(found),
-        "answers": [answer(found), *filter(None, [standing(found)])],
+        "answers": answers([found]),
         "overview": tables.overview(found),
         "legend": list(reversed(lines)),
         "bounded": any(line.dashed for line in lines),

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from cod_agent.evaluation.players import CEILING, FLOOR
 from cod_agent.evaluation.result import AGAINST, MAIN, NO_CONTEXT
+from cod_agent.evaluation.statistics import LEVEL
 
 if TYPE_CHECKING:
     from cod_agent.evaluation.plan import Plan
@@ -19,6 +20,9 @@ if TYPE_CHECKING:
 
 FLAT = 0.06
 """A difference of at most this is none that matters."""
+
+MANY, FEW = 0.2, 64
+"""A share of failures above this, and fewer packs than that, are said at the top."""
 
 LONGEST = 2000
 """Characters of a text from elsewhere that are shown."""
@@ -71,7 +75,7 @@ def answer(found: Evaluation) -> str:
         return f"The context helps: reward is {chances}, a difference of {signed(worth)}."
     if worth.high < 0:
         return f"The context hurts: reward is {chances}, a difference of {signed(worth)}."
-    if worth.low >= -FLAT and worth.high <= FLAT:
+    if _flat(worth, found.packs):
         return f"The context makes no difference that matters: reward is {chances}, a difference of {signed(worth)}."
     more = "more packs would tell"
     return f"The data do not say whether the context helps: reward is {chances}; {signed(worth)} may be chance, {more}."
@@ -84,10 +88,11 @@ def title(found: Evaluation) -> str:
 
 
 def answers(found: Sequence[Evaluation]) -> list[str]:
-    """The answer of one part, or of all of them together."""
+    """The answer of one part, or of all of them together, and what is to be known before believing it."""
     compared = [(one, one.comparison.sentence) for one in found if one.comparison]
     if len(found) == 1:
-        return [answer(found[0]), *filter(None, [standing(found[0])]), *(said for _, said in compared)]
+        (only,) = found
+        return [answer(only), *filter(None, [standing(only)]), *(said for _, said in compared), *doubts(only)]
     names: dict[str, list[str]] = {}
     for one in found:
         names.setdefault(verdict(one), []).append(title(one))
@@ -112,7 +117,31 @@ def verdict(found: Evaluation) -> str:
         return "helps"
     if worth.high < 0:
         return "hurts"
-    return "no difference" if worth.low >= -FLAT and worth.high <= FLAT else "not clear"
+    return "no difference" if _flat(worth, found.packs) else "not clear"
+
+
+def _flat(worth: Interval, packs: int) -> bool:
+    """Whether a difference is surely none that matters."""
+    if worth.low == worth.high:  # All packs went alike, and few of them say little about others (see `at_least`).
+        return bool(abs(worth.mean) + 1 - (1 - LEVEL) ** (1 / packs) <= FLAT)
+    return worth.low >= -FLAT and worth.high <= FLAT
+
+
+def doubts(found: Evaluation) -> list[str]:
+    """What a reader should know before believing any of it."""
+    said, main = [], found.arms[0].measures
+    tasks, updates = sum(one.tasks for one in main), sum(one.written + one.refused for one in main)
+    malformed, refused = sum(one.malformed for one in main), sum(one.refused for one in main)
+    if malformed > MANY * tasks:
+        share = f"{malformed / tasks:.0%} of the answers said nothing that the world understands"
+        said.append(f"{share}: where the model does not speak its language, contexts cannot show what they are worth.")
+    if refused > MANY * updates:
+        said.append(f"{refused / updates:.0%} of the updates were refused, and left the context as it was.")
+    if found.main.lost:
+        said.append(f"{found.main.lost:,} tasks were lost to the infrastructure, and are left out.")
+    if found.packs < FEW:
+        said.append(f"{found.packs} packs are few: the intervals are wide. Use 512 for a figure to quote.")
+    return said
 
 
 def standing(found: Evaluation) -> str:
