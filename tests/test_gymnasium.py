@@ -117,6 +117,15 @@ def test_an_environment_that_remembers_does_so_from_task_to_task_and_not_past_th
     assert env.reset(seed=1)[0].endswith("None"), "what is begun by a seed does not depend on what was before"
 
 
+def test_the_map_of_grid_navigation_stays_uncovered_for_the_next_task() -> None:
+    env = gymnasium.make("cod/grid-navigation-paper-v0", seed=1, size=2, form="compact")
+    first, _ = env.reset()
+    env.step("no cell")
+    second, _ = env.reset()
+    assert set(first.splitlines()[1:]) < set(second.splitlines()[1:])
+    assert set(env.reset()[0].splitlines()[1:]) == set(first.splitlines()[1:]), "the pack begins anew"
+
+
 def test_stepping_before_reset_and_an_empty_pack_are_errors_of_use() -> None:
     lake = FrozenLake()
     with pytest.raises(UsageError, match="reset"):

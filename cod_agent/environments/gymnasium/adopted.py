@@ -76,7 +76,7 @@ class GymnasiumWorld(DrawnWorld[Wrapping]):
     def session(self, place: Place) -> EpisodeSession:
         names, preset = (self.world, place.preset, place.split, place.seed, place.pack), self.preset
         actions = preset.actions
-        if actions is not None and preset.shuffled:
+        if actions and preset.shuffled:
             meant = shuffled(randomness(*names, "actions"), list(actions.values()))
             actions = dict(zip(actions, meant, strict=True))
         render = preset.compact if self.form == "compact" and preset.compact else preset.render
