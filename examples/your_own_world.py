@@ -1,6 +1,6 @@
 """A world of your own: a market whose prices are hidden, and the same for all tasks of a pack.
 
-    cod eval your_own_world:Market --model scripted:perfect --controls memoryless --packs 64
+    cod eval your_own_world:Market --model scripted:perfect --controls none --packs 64
 
 docs/environments/your-own.md builds it step by step.
 """
