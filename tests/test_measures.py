@@ -123,3 +123,23 @@ async def test_a_measure_is_json(memory: Memory) -> None:
     said = json.loads(json.dumps(measured(memory, "agent", [run])[0].json(), allow_nan=False))
     assert said["updates"] == {"written": 0, "refused": 1, "reasons": {"unparsable": 1}}
     assert said["calls"] == 2 and said["context_characters"] == 0
+
+
+async def test_tries_of_one_task_are_one_task(memory: Memory) -> None:
+    first, second = Coin().pack(2, 0)
+
+    async def tries(run: str, *tasks: Task) -> None:
+        model = Says("the edge", GOOD)
+        async with CoDAgent("agent", model=model, memory=memory, environment=Coin(), updates=False) as one:
+            async for _ in one.run(list(tasks), run=run):
+                pass
+
+    await tries("one", first, first, first, second)
+    await tries("two", first, second, second)
+    once, then = measured(memory, "agent", ["one", "two"], again=True)
+    assert [(m.position, m.tasks, m.tries, m.malformed, m.calls) for m in (once, then)] == [
+        (0, 2, 4, 4, 2),
+        (1, 2, 3, 3, 1.5),
+    ]
+    assert (once.prompt_tokens, then.sampled_tokens, once.shown) == (20, 4.5, 0)
+    assert [m.position for m in measured(memory, "agent", ["one", "two"])] == [0, 1, 2, 3]

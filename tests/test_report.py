@@ -54,7 +54,7 @@ def rewards(seed: int, first: float, last: float, packs: int = 40, positions: in
 
 def measure(position: int, refused: int = 0) -> Measure:
     reasons = {"oversized": refused} if refused else {}
-    return Measure(position, 40, 1, 0, 40 - refused, refused, reasons, 12.5 * position, 4.5, 170.0, None, 0.5)
+    return Measure(position, 40, 40, 1, 0, 40 - refused, refused, reasons, 12.5 * position, 4.5, 170.0, None, 0.5)
 
 
 def made(
@@ -531,16 +531,19 @@ def test_a_study_is_told_with_its_answer_and_what_it_took(capsys: pytest.Capture
 
 def test_totals_are_as_heavy_as_what_they_count() -> None:
     found = made(others=())
-    odd = (replace(measure(0), tasks=10, shown=0.0), replace(measure(1), tasks=30, shown=40.0, written=5, refused=15))
+    odd = (
+        replace(measure(0), tasks=10, tries=10, shown=0.0),
+        replace(measure(1), tasks=30, tries=30, shown=40.0, written=5, refused=15),
+    )
     (row,) = tables.totals(replace(found, arms=(replace(found.arms[0], measures=odd),))).rows
     cells = dict(zip(("malformed", "refused", "given up", "context"), (cell.mean for cell in row.cells), strict=False))
     assert cells["context"] == "30" and cells["refused"] == "25.0%"
-    assert row.cells[6].mean == "-", "sampled tokens that nobody counted"
+    assert row.cells[7].mean == "-", "sampled tokens that nobody counted"
 
 
 def test_packs_to_be_shown_are_the_best_the_middle_and_the_worst() -> None:
     table = np.array([[0, 0, 1], [1, 1, 1], [1, 0, 0], [0, 1, 1], [np.nan, 0, 1]], float)
-    assert chosen(table) == [("gained most", 3), ("in the middle", 0), ("gained least", 2)]
+    assert chosen(table) == [("gained most", 3), ("lies in the middle", 0), ("gained least", 2)]
     assert chosen(table[:1]) == [("gained most", 0)] and chosen(np.full((2, 3), np.nan)) == []
 
 

@@ -51,8 +51,7 @@ def _tell(found: Evaluation) -> None:
         screen.print(_took(found))
     for said in (*words.answers([found]), *tables.refusals(found)):
         typer.echo(said)
-    seeds = f"seed{'s' if found.seeds[1:] else ''} {', '.join(map(str, found.seeds))}"
-    typer.echo(f"{found.amount}, {seeds}, {found.seconds:.1f} s, {found.calls} calls.")
+    typer.echo(f"{found.amount}, {words.seeds(found)}, {found.seconds:.1f} s, {found.calls} calls.")
 
 
 def _together(study: Study) -> None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from cod_agent.errors import MissingExtra
 from cod_agent.evaluation.chart import Line, apart, others, principal, span
-from cod_agent.evaluation.words import cut
+from cod_agent.evaluation.words import cut, seeds
 
 if TYPE_CHECKING:
     from cod_agent.evaluation.result import Evaluation
@@ -119,5 +119,4 @@ def _frame(axes: Any, found: Evaluation, lines: Sequence[Line]) -> None:
 
 
 def _subtitle(found: Evaluation) -> str:
-    seeds = f"seed{'s' if found.seeds[1:] else ''} {', '.join(map(str, found.seeds))}"
-    return f"reward by position, {found.amount}, {seeds}; bands: 95% intervals over packs"
+    return f"reward by position, {found.amount}, {seeds(found)}; bands: 95% intervals over packs"

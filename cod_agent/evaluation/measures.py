@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import sqlite3
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,11 +25,11 @@ WITH lived AS (
   SELECT r.id, t.position, t.feedback FROM runs r JOIN tasks t ON t.run_id = r.id
   WHERE r.agent = ?1 AND r.name IN (SELECT value FROM json_each(?2)) AND t.state IN ('judged', 'updated', 'closed')
 )
-SELECT l.position, e.kind, e.state, e.reason, count(*),
+SELECT l.id, l.position, e.kind, e.state, e.reason, count(*),
   sum(CASE WHEN e.kind = 'solve' AND json_valid(l.feedback) THEN json_extract(l.feedback, '$.ending') = ?3 END),
   sum(length(coalesce(c.body, ''))), sum(e.finished - e.started)
 FROM lived l JOIN episodes e ON e.run_id = l.id AND e.position = l.position JOIN contexts c ON c.id = e.context_id
-GROUP BY l.position, e.kind, e.state, e.reason
+GROUP BY l.id, l.position, e.kind, e.state, e.reason
 """
 """A lost reward is stored as NaN, which is no JSON: such a task was aborted, and is not malformed."""
 
@@ -38,9 +38,14 @@ WITH lived AS (
   SELECT r.id, t.position FROM runs r JOIN tasks t ON t.run_id = r.id
   WHERE r.agent = ?1 AND r.name IN (SELECT value FROM json_each(?2)) AND t.state IN ('judged', 'updated', 'closed')
 )
-SELECT l.position, count(*), count(k.prompt_tokens), sum(k.prompt_tokens), count(k.sampled_tokens), sum(k.sampled_tokens)
+SELECT l.id, l.position, count(*), count(k.prompt_tokens), sum(k.prompt_tokens), count(k.sampled_tokens), sum(k.sampled_tokens)
 FROM lived l JOIN episodes e ON e.run_id = l.id AND e.position = l.position JOIN calls k ON k.episode_id = e.id
-GROUP BY l.position
+GROUP BY l.id, l.position
+"""
+
+_TASKS = """
+SELECT r.id, t.position, t.fingerprint FROM runs r JOIN tasks t ON t.run_id = r.id
+WHERE r.agent = ?1 AND r.name IN (SELECT value FROM json_each(?2)) ORDER BY r.id, t.position
 """
 
 
@@ -51,10 +56,12 @@ class Measure:
     position: int
     tasks: int
     """Tasks that were lived, all runs together."""
+    tries: int
+    """Solve episodes: as many as tasks, and more where tasks were tried again."""
     malformed: int
-    """Of them those whose solve episode ended because the answer said nothing the world understands."""
+    """Solve episodes that ended because the answer said nothing the world understands."""
     aborted: int
-    """Of them those that were given up, their reward lost."""
+    """Solve episodes that were given up, their reward lost."""
     written: int
     """Updates that wrote a new context."""
     refused: int
@@ -62,7 +69,7 @@ class Measure:
     reasons: dict[str, int] = field(hash=False)
     """Why updates were refused, and how often: `unparsable`, `empty`, `oversized`, `cut off`, ..."""
     shown: float
-    """Length of the context that the solve episode was shown: mean, in characters."""
+    """Length of the context that a solve episode was shown: mean, in characters."""
     calls: float
     """Model calls, solve and update together: mean."""
     prompt_tokens: float | None
@@ -77,6 +84,7 @@ class Measure:
         return {
             "position": self.position,
             "tasks": self.tasks,
+            "tries": self.tries,
             "malformed": self.malformed,
             "aborted": self.aborted,
             "updates": {"written": self.written, "refused": self.refused, "reasons": self.reasons},
@@ -92,7 +100,8 @@ class Measure:
 class _Sums:
     """What is summed up at one position."""
 
-    tasks: int = 0
+    tasks: set[tuple[int, int]] = field(default_factory=set)
+    tries: int = 0
     malformed: int = 0
     aborted: int = 0
     written: int = 0
@@ -100,14 +109,15 @@ class _Sums:
     shown: int = 0
     seconds: float = 0.0
     calls: int = 0
-    prompt_tokens: int | None = 0
-    sampled_tokens: int | None = 0
+    counted: list[int] = field(default_factory=lambda: [0, 0])
+    tokens: list[int] = field(default_factory=lambda: [0, 0])
+    """Of prompts and of answers: how many calls were counted, and what they sum up to."""
 
     def take(self, kind: str, state: str, reason: str, n: int, malformed: int, shown: int, seconds: float) -> None:
         """Count the episodes of one kind that ended in one way."""
         self.seconds += seconds
         if kind == "solve":
-            self.tasks += n
+            self.tries += n
             self.malformed += malformed
             self.aborted += n if state == "aborted" else 0
             self.shown += shown
@@ -117,26 +127,29 @@ class _Sums:
             self.reasons[reason.partition(":")[0]] += n
 
     def measure(self, position: int) -> Measure:
-        def mean(total: int | None) -> float | None:
-            return None if total is None or not self.calls else total / self.tasks
-
+        tasks = len(self.tasks)
+        tokens = [
+            total / tasks if counted == self.calls > 0 else None
+            for counted, total in zip(self.counted, self.tokens, strict=True)
+        ]
         return Measure(
             position=position,
-            tasks=self.tasks,
+            tasks=tasks,
+            tries=self.tries,
             malformed=self.malformed,
             aborted=self.aborted,
             written=self.written,
             refused=self.reasons.total(),
             reasons=dict(self.reasons.most_common()),
-            shown=self.shown / self.tasks,
-            calls=self.calls / self.tasks,
-            prompt_tokens=mean(self.prompt_tokens),
-            sampled_tokens=mean(self.sampled_tokens),
-            seconds=self.seconds / self.tasks,
+            shown=self.shown / self.tries,
+            calls=self.calls / tasks,
+            prompt_tokens=tokens[0],
+            sampled_tokens=tokens[1],
+            seconds=self.seconds / tasks,
         )
 
 
-def measured(memory: Memory, agent: str, runs: Iterable[str]) -> tuple[Measure, ...]:
+def measured(memory: Memory, agent: str, runs: Iterable[str], *, again: bool = False) -> tuple[Measure, ...]:
     """What the tasks of an agent's runs took, by position.
 
     Tasks that are not judged yet do not count, and a position where none was lived is left out.
@@ -144,23 +157,44 @@ def measured(memory: Memory, agent: str, runs: Iterable[str]) -> tuple[Measure, 
     Args:
         agent: the lane's agent.
         runs: the names of its runs; those that the file does not know are passed over.
+        again: tasks were tried again, each as often as there was room: the same one at neighbouring positions of a run is one task.
     """
     asked = (agent, json.dumps(list(runs)))
 
-    def read(conn: sqlite3.Connection) -> tuple[Sequence[Any], Sequence[Any]]:
-        return conn.execute(_EPISODES, (*asked, MALFORMED)).fetchall(), conn.execute(_CALLS, asked).fetchall()
+    def read(conn: sqlite3.Connection) -> tuple[list[Any], list[Any], dict[tuple[int, int], int]]:
+        episodes, calls = (
+            conn.execute(_EPISODES, (*asked, MALFORMED)).fetchall(),
+            conn.execute(_CALLS, asked).fetchall(),
+        )
+        return episodes, calls, _places(conn.execute(_TASKS, asked)) if again else {}
 
-    episodes, calls = memory.read_sync(read)
+    episodes, calls, places = memory.read_sync(read)
     found: dict[int, _Sums] = {}
-    for position, kind, state, reason, n, malformed, shown, seconds in episodes:
+    for run, at, kind, state, reason, n, malformed, shown, seconds in episodes:
+        position = places.get((run, at), at)
         sums = found.setdefault(position, _Sums())
+        sums.tasks.add((run, position))
         sums.take(kind, state, reason, n, malformed or 0, shown, seconds or 0.0)
-    for position, n, prompts, prompt_tokens, samples, sampled_tokens in calls:
-        sums = found[position]
-        sums.calls = n
-        sums.prompt_tokens = prompt_tokens if prompts == n else None
-        sums.sampled_tokens = sampled_tokens if samples == n else None
+    for run, at, n, prompts, prompt_tokens, samples, sampled_tokens in calls:
+        sums = found[places.get((run, at), at)]
+        sums.calls += n
+        sums.counted = [sums.counted[0] + prompts, sums.counted[1] + samples]
+        sums.tokens = [sums.tokens[0] + (prompt_tokens or 0), sums.tokens[1] + (sampled_tokens or 0)]
     return tuple(sums.measure(position) for position, sums in sorted(found.items()))
+
+
+def _places(tasks: Iterable[tuple[int, int, str]]) -> dict[tuple[int, int], int]:
+    """(run, position there) -> which of the run's tasks that is, where each may have been tried several times in a row."""
+    places: dict[tuple[int, int], int] = {}
+    before: tuple[int, str] | None = None
+    number = 0
+    for run, at, fingerprint in tasks:
+        if before is None or before[0] != run:
+            number = 0
+        elif before[1] != fingerprint:
+            number += 1
+        places[run, at], before = number, (run, fingerprint)
+    return places
 
 
 def _rounded(value: float | None) -> float | None:

@@ -21,7 +21,7 @@ from cod_agent.evaluation.players import CEILING, FLOOR
 from cod_agent.evaluation.result import Evaluation, Study
 from cod_agent.evaluation.samples import EDGE, LivedTask, Sample, samples
 from cod_agent.evaluation.statistics import DRAWS
-from cod_agent.evaluation.words import answers, commands, label, meaning, plain, title, verdict
+from cod_agent.evaluation.words import answers, commands, label, meaning, plain, seeds, title, verdict
 from cod_agent.memory.readonly import look
 
 TEMPLATE = Path(__file__).with_name("report.html.jinja")
@@ -104,17 +104,15 @@ def _page(study: Study, drawn: Callable[[str], Any]) -> dict[str, Any]:
 
 def _facts(study: Study) -> list[tuple[str, str]]:
     found = study.evaluations
-    seeds = ", ".join(map(str, dict.fromkeys(seed for one in found for seed in one.seeds)))
-    lost = sum(one.main.lost for one in found)
-    facts = [
+    return [
         ("model", found[0].model),
         ("worlds", "; ".join(title(one) for one in found)),
         ("packs", "; ".join(dict.fromkeys(f"{one.amount}, split {one.split}" for one in found))),
-        ("seeds", seeds),
-        ("calls", f"{sum(one.calls for one in found):,} in {study.seconds:,.0f} s"),
+        ("seeds", ", ".join(map(str, found[0].seeds))),
+        ("calls", f"{sum(one.calls for one in found):,}"),
+        ("time", f"{study.seconds:,.0f} s, for what had not been lived before"),
         ("database", str(study.database)),
     ]
-    return facts + ([("lost", f"{lost} tasks, to the infrastructure")] if lost else [])
 
 
 def _samples(study: Study) -> list[tuple[Sample, ...]]:
@@ -134,7 +132,7 @@ def _part(found: Evaluation, lived: Sequence[Sample], drawn: Callable[[str], Any
     around = [line for line in lines if line.kind in ("floor", "ceiling", "main")]
     return {
         "title": title(found),
-        "subtitle": f"{found.amount}, seeds {', '.join(map(str, found.seeds))}, split {found.split}; model {found.model}",
+        "subtitle": f"{found.amount}, {seeds(found)}, split {found.split}; model {found.model}",
         "packs": found.packs,
         "verdict": verdict(found),
         "answers": answers([found]),

@@ -89,7 +89,7 @@ def chosen(rewards: Rewards) -> list[tuple[str, int]]:
     order = [int(pack) for pack in whole[np.lexsort((-whole, means, gains))]]
     if not order:
         return []
-    asked = (("gained most", order[-1]), ("in the middle", order[len(order) // 2]), ("gained least", order[0]))
+    asked = (("gained most", order[-1]), ("lies in the middle", order[len(order) // 2]), ("gained least", order[0]))
     return [(why, pack) for at, (why, pack) in enumerate(asked) if pack not in [other for _, other in asked[:at]]]
 
 

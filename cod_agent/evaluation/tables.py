@@ -108,26 +108,47 @@ def comparison(found: Comparison) -> Table:
     return Table("Pack by pack, with 95% intervals; at least: the one-sided 95% bound over all tasks.", head, (row,))
 
 
-_MEASURES: tuple[tuple[str, Callable[[Measure], float | None], str], ...] = (
-    ("malformed answers", lambda one: one.malformed / one.tasks, ".1%"),
-    (
-        "updates refused",
-        lambda one: one.refused / (one.written + one.refused) if one.written + one.refused else None,
-        ".1%",
-    ),
-    ("given up", lambda one: one.aborted / one.tasks, ".1%"),
-    ("context, characters", lambda one: one.shown, ",.0f"),
-    ("calls", lambda one: one.calls, ",.1f"),
-    ("prompt tokens", lambda one: one.prompt_tokens, ",.0f"),
-    ("sampled tokens", lambda one: one.sampled_tokens, ",.0f"),
-    ("seconds", lambda one: one.seconds, ",.2f"),
+@dataclass(frozen=True, slots=True)
+class _Quantity:
+    """What is shown of a measure."""
+
+    name: str
+    value: Callable[[Measure], float | None]
+    form: str
+    per: Callable[[Measure], int] = lambda one: one.tasks
+    """How many it is a mean of, or a share."""
+
+
+def _share(one: Measure) -> float | None:
+    return one.refused / _updates(one) if _updates(one) else None
+
+
+def _updates(one: Measure) -> int:
+    return one.written + one.refused
+
+
+def _tries(one: Measure) -> int:
+    return one.tries
+
+
+_QUANTITIES = (
+    _Quantity("malformed answers", lambda one: one.malformed / one.tries, ".1%", _tries),
+    _Quantity("updates refused", _share, ".1%", _updates),
+    _Quantity("given up", lambda one: one.aborted / one.tries, ".1%", _tries),
+    _Quantity("context, characters", lambda one: one.shown, ",.0f", _tries),
+    _Quantity("tries", lambda one: one.tries / one.tasks, ",.1f"),
+    _Quantity("calls", lambda one: one.calls, ",.1f"),
+    _Quantity("prompt tokens", lambda one: one.prompt_tokens, ",.0f"),
+    _Quantity("sampled tokens", lambda one: one.sampled_tokens, ",.0f"),
+    _Quantity("seconds", lambda one: one.seconds, ",.2f"),
 )
 
 
 def measures(found: Evaluation) -> Table:
     """What the main arm took, a measure a row, by position."""
     said = found.arms[0].measures
-    rows = (Row(name, tuple(_cell(value(one), form) for one in said)) for name, value, form in _MEASURES)
+    shown = [quantity for quantity in _QUANTITIES if quantity.name != "tries"]
+    rows = (Row(one.name, tuple(_cell(one.value(measure), one.form) for measure in said)) for one in shown)
     head = ("with context", *(f"task {one.position + 1}" for one in said))
     return Table("With its context, by position: shares, and means per task.", head, tuple(rows))
 
@@ -137,9 +158,9 @@ def totals(found: Evaluation) -> Table:
     rows = []
     for arm in found.arms:
         if arm.measures:
-            cells = (_cell(_over(arm.measures, value, name), form) for name, value, form in _MEASURES)
+            cells = (_cell(_over(arm.measures, quantity), quantity.form) for quantity in _QUANTITIES)
             rows.append(Row(label(arm.name), tuple(cells), arm.name == MAIN))
-    head = ("arm", *(name for name, _, _ in _MEASURES))
+    head = ("arm", *(quantity.name for quantity in _QUANTITIES))
     return Table("Each arm, all positions together: shares, and means per task.", head, tuple(rows))
 
 
@@ -156,14 +177,13 @@ def refusals(found: Evaluation) -> list[str]:
     return said
 
 
-def _over(said: Sequence[Measure], value: Callable[[Measure], float | None], name: str) -> float | None:
-    """The mean over positions, each as heavy as what it is a share or a mean of."""
-    weights = [one.written + one.refused if name == "updates refused" else one.tasks for one in said]
-    pairs = [(value(one), weight) for one, weight in zip(said, weights, strict=True) if weight]
-    known = [(found, weight) for found, weight in pairs if found is not None]
+def _over(said: Sequence[Measure], quantity: _Quantity) -> float | None:
+    """All positions together, each as heavy as what it is a mean of; None where a position has none."""
+    pairs = [(quantity.value(one), quantity.per(one)) for one in said if quantity.per(one)]
+    known = [(value, weight) for value, weight in pairs if value is not None]
     if not known or len(known) < len(pairs):
         return None
-    return sum(found * weight for found, weight in known) / sum(weight for _, weight in known)
+    return sum(value * weight for value, weight in known) / sum(weight for _, weight in known)
 
 
 def _cell(value: float | None, form: str) -> Cell:

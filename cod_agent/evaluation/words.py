@@ -87,6 +87,11 @@ def title(found: Evaluation) -> str:
     return f"{found.world} ({times})"
 
 
+def seeds(found: Evaluation) -> str:
+    """`seed 1`, or `seeds 1, 2`."""
+    return f"seed{'s' if found.seeds[1:] else ''} {', '.join(map(str, found.seeds))}"
+
+
 def answers(found: Sequence[Evaluation]) -> list[str]:
     """The answer of one part, or of all of them together, and what is to be known before believing it."""
     compared = [(one, one.comparison.sentence) for one in found if one.comparison]
@@ -101,7 +106,8 @@ def answers(found: Sequence[Evaluation]) -> list[str]:
         said += [f"{words} in {_listed(names[kind])}"] if kind in names else []
     unclear = [*names.get("not clear", ()), *names.get("not compared", ())]
     said += [f"for {_listed(unclear)} the data do not say"] if unclear else []
-    return ["; ".join(said) + ".", *(f"{title(one)}: {sentence}" for one, sentence in compared)]
+    more = [f"{title(one)}: {sentence}" for one, sentence in compared]
+    return ["; ".join(said) + ".", *more, *(f"{title(one)}: {doubt}" for one in found for doubt in doubts(one))]
 
 
 def _listed(names: Sequence[str]) -> str:
@@ -130,10 +136,10 @@ def _flat(worth: Interval, packs: int) -> bool:
 def doubts(found: Evaluation) -> list[str]:
     """What a reader should know before believing any of it."""
     said, main = [], found.arms[0].measures
-    tasks, updates = sum(one.tasks for one in main), sum(one.written + one.refused for one in main)
+    tries, updates = sum(one.tries for one in main), sum(one.written + one.refused for one in main)
     malformed, refused = sum(one.malformed for one in main), sum(one.refused for one in main)
-    if malformed > MANY * tasks:
-        share = f"{malformed / tasks:.0%} of the answers said nothing that the world understands"
+    if malformed > MANY * tries:
+        share = f"{malformed / tries:.0%} of the answers said nothing that the world understands"
         said.append(f"{share}: where the model does not speak its language, contexts cannot show what they are worth.")
     if refused > MANY * updates:
         said.append(f"{refused / updates:.0%} of the updates were refused, and left the context as it was.")
