@@ -51,7 +51,7 @@ _HARD = replace(_PAPER, size=(10, 14), hills=5)
 
 PRESETS: dict[str, Preset] = {
     "tiny": Preset(size=(3, 3), hills=2, scale=(0.15, 0.45), rounds=(2, 2), radius=0, across=True),
-    "small": Preset(size=(6, 6), hills=3, scale=(0.15, 0.45), rounds=(3, 3), radius=1),
+    "small": Preset(size=(6, 6), hills=3, scale=(0.15, 0.45), rounds=(3, 3), radius=0),
     "paper": _PAPER,
     "paper-27b": replace(_PAPER, scale=(0.15, 0.45), rounds=(3, 5), radius=1),
     "paper-hard": _HARD,
