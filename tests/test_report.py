@@ -41,7 +41,7 @@ pytest.importorskip("jinja2")
 
 CONTROLS = ("no-context", "frozen", "foreign", "blank", "shuffled", "history", "attempts", "ralph-sample", "ralph-full")
 PLAYERS = ("memoryless", "perfect")
-RIVAL = "against: openai:other"
+RIVAL = "against: openai:other-model"
 
 
 # ---- studies made by hand ----
@@ -226,7 +226,7 @@ def test_what_is_drawn_is_what_the_json_says() -> None:
     found = made(others=EVERYTHING)
     said, page = found.json(), Page(render(studied(found)))
     curves = {"with context": said["positions"], **{words.label(name): at for name, at in said["controls"].items()}}
-    curves["openai:other"] = [point.json() for point in found.arms[-1].curve.points]
+    curves["openai:other-model"] = [point.json() for point in found.arms[-1].curve.points]
     curves |= {words.label("memoryless"): said["floor"], words.label("perfect"): said["ceiling"]}
     expected = {
         (label, point["position"]): (point["mean"], point["low"], point["high"])
@@ -250,6 +250,7 @@ def test_a_study_of_two_worlds_has_an_overview_and_a_section_each() -> None:
         len(ids) == len(set(ids)) and links == {"#part-1", "#part-2"} and {"part-1", "part-2", "overview"} <= set(ids)
     )
     assert "The context helps in 1 of 2 parts; it hurts in alchemy:tiny (packs of 6)." in page.text
+    assert words.answers([lake, lab])[-1].startswith("40 packs are few"), "what holds for all parts is said once"
     assert words.answer(lake) in page.text and words.answer(lab) in page.text
 
 
@@ -504,14 +505,14 @@ def test_rewards_beyond_one_are_inside_the_drawing() -> None:
 def test_tables_fit_the_terminal_and_have_every_arm_once(width: int, capsys: pytest.CaptureFixture[str]) -> None:
     from rich.console import Console
 
-    found = made(others=(*CONTROLS, *PLAYERS))
+    found = made(others=(*CONTROLS, *PLAYERS, RIVAL))
     seen: list[str] = []
     for table in by_position(found, width):
         names = [str(column.header) for column in table.columns]
         assert names[:2] == ["task", "with context"] and 3 <= len(names) <= 5
         seen += names[2:]
         Console(width=width).print(table)
-    assert seen == [*CONTROLS, *PLAYERS]
+    assert seen == [*CONTROLS, *PLAYERS, "against: openai:o..."]
     lines = capsys.readouterr().out.splitlines()
     assert max(map(len, lines)) <= width and not any("…" in line for line in lines)
 

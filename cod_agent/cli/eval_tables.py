@@ -70,13 +70,14 @@ def _together(study: Study) -> None:
 def by_position(found: Evaluation, width: int = 120) -> Iterator[Table]:
     """Reward by position, a column for each arm; several tables where they do not fit into `width` characters."""
     from cod_agent.evaluation.tables import change, curves_of, reward
+    from cod_agent.evaluation.words import cut
 
     curves = curves_of(found)
     main, *rest = curves
     beside = max(1, min(MOST, (width - _FIRST) // _COLUMN) - 1)
     for at in range(0, max(1, len(rest)), beside):
         names = (main, *rest[at : at + beside])
-        made = _table(("task", *names), bold=1)
+        made = _table(("task", *(cut(name, _COLUMN - 1) for name in names)), bold=1)
         for position in range(found.pack_size):
             made.add_row(str(position + 1), *(_both(reward(curves[name].points[position])) for name in names))
         made.add_section()

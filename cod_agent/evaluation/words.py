@@ -94,10 +94,10 @@ def seeds(found: Evaluation) -> str:
 
 def answers(found: Sequence[Evaluation]) -> list[str]:
     """The answer of one part, or of all of them together, and what is to be known before believing it."""
-    compared = [(one, one.comparison.sentence) for one in found if one.comparison]
     if len(found) == 1:
         (only,) = found
-        return [answer(only), *filter(None, [standing(only)]), *(said for _, said in compared), *doubts(only)]
+        compared = [only.comparison.sentence] if only.comparison else []
+        return [answer(only), *filter(None, [standing(only)]), *compared, *doubts(only)]
     names: dict[str, list[str]] = {}
     for one in found:
         names.setdefault(verdict(one), []).append(title(one))
@@ -106,8 +106,14 @@ def answers(found: Sequence[Evaluation]) -> list[str]:
         said += [f"{words} in {_listed(names[kind])}"] if kind in names else []
     unclear = [*names.get("not clear", ()), *names.get("not compared", ())]
     said += [f"for {_listed(unclear)} the data do not say"] if unclear else []
-    more = [f"{title(one)}: {sentence}" for one, sentence in compared]
-    return ["; ".join(said) + ".", *more, *(f"{title(one)}: {doubt}" for one in found for doubt in doubts(one))]
+    of_all = [doubt for doubt in doubts(found[0]) if all(doubt in doubts(one) for one in found)]
+    more = [(one, [one.comparison.sentence] if one.comparison else []) for one in found]
+    more += [(one, [doubt for doubt in doubts(one) if doubt not in of_all]) for one in found]
+    return [
+        "; ".join(said) + ".",
+        *(f"{title(one)}: {sentence}" for one, sentences in more for sentence in sentences),
+        *of_all,
+    ]
 
 
 def _listed(names: Sequence[str]) -> str:
