@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from cod_agent.environments.packing import World
+from cod_agent.evaluation.cluster import Cluster, fan_out
 from cod_agent.evaluation.controls import lanes_of
 from cod_agent.evaluation.lanes import Lane
 from cod_agent.evaluation.lives import Watch, live_all
@@ -47,26 +48,37 @@ async def evaluate(plan: Plan, memory: Memory, watch: Watch | None = None, *, ap
 
 
 async def study(
-    parts: Sequence[Plan], memory: Memory, watch: Watch | None = None, *, api_key: str | None = None
+    parts: Sequence[Plan],
+    memory: Memory,
+    watch: Watch | None = None,
+    *,
+    api_key: str | None = None,
+    cluster: Cluster | None = None,
 ) -> Study:
     """`evaluate` for several plans of one model, such as `parts_of` makes.
+
+    Args:
+        cluster: where packs are lived (`ray_cluster`); in this process if not given.
 
     Raises: as `evaluate`.
     """
     watch = watch or Watch()
     async with AsyncExitStack() as stack:
-        parts, lanes = _cast(parts, stack, api_key)
+        parts, lanes = lanes_for(parts, stack, api_key)
         for part, own in zip(parts, lanes, strict=True):
             _refuse_mixture(memory, part, own)
         watch.begins([lane for own in lanes for lane in own])
         found = []
         for own in lanes:
-            seconds = await live_all(own, memory, watch)
+            if cluster is None:
+                seconds = await live_all(own, memory, watch)
+            else:
+                seconds = await fan_out(own, memory, cluster, watch, api_key=api_key)
             found.append(_bounded(summarise(own, seconds, memory), own[0]))
     return Study(tuple(found), tuple(parts), Path(memory.path), sum(one.seconds for one in found))
 
 
-def _cast(
+def lanes_for(
     parts: Sequence[Plan], stack: AsyncExitStack, api_key: str | None
 ) -> tuple[Sequence[Plan], Sequence[Sequence[Lane]]]:
     """The plans with their worlds' full names, and the lanes of each; models are shared by all, and closed with the stack."""
@@ -158,9 +170,9 @@ def _arm(lane: Lane, main: Lane, rows: Sequence[int], memory: Memory | None) -> 
 
 
 def _measures(lane: Lane, runs: Sequence[Sequence[str]], memory: Memory | None) -> tuple[Measure, ...]:
-    if memory is None or lane.way.again:  # the tasks of a run of attempts stand at other positions than the pack's
+    if memory is None:
         return ()
-    return measured(memory, lane.agent, [name for pack in runs for name in pack])
+    return measured(memory, lane.agent, [name for pack in runs for name in pack], again=lane.way.again)
 
 
 def _bounded(found: Evaluation, main: Lane) -> Evaluation:
