@@ -72,6 +72,14 @@ def evaluate(
     stream: options.Stream = None,
     timeout: options.Timeout = None,
     concurrency: options.Concurrency = None,
+    ray: Annotated[
+        str | None,
+        typer.Option(
+            "--ray",
+            metavar="ADDRESS",
+            help="Live the packs on a Ray cluster: auto, HOST:PORT, or local for all cores here.",
+        ),
+    ] = None,
     as_json: options.Json = False,
 ) -> None:
     """Measure reward by position, with 95% intervals over packs, beside controls on the same packs.
@@ -94,7 +102,7 @@ def evaluate(
         parts = _parts(flags | ({"seed": seeds[0], "more_seeds": seeds[1:]} if seeds else {"seed": None}), names, sizes)
         out = out or Path(_folder(names, parts[0]))
         db = db or out / "runs.db"
-    found = _studied(parts, db, out, api_key)
+    found = _studied(parts, db, out, api_key, ray)
     _said(found, out, as_json=as_json)
 
 
@@ -145,14 +153,16 @@ def _same(asked: Plan, kept: Plan) -> bool:
     return asked.pack_size == kept.pack_size and (asked.world == kept.world or kept.world.startswith(f"{asked.world}:"))
 
 
-def _studied(parts: Sequence[Plan], db: Path, out: Path, api_key: str | None) -> Study:
+def _studied(parts: Sequence[Plan], db: Path, out: Path, api_key: str | None, ray: str | None) -> Study:
     from cod_agent.evaluation import Watch, study
+    from cod_agent.evaluation.cluster import ray_cluster
     from cod_agent.memory import Memory
 
     go_on = ("--resume", "--out", out) if db == out / "runs.db" else ("--resume", "--out", out, "--db", db)
     with resumable(command_line("cod", "eval", *go_on), db), ExitStack() as stack:
         memory = Memory.open(db)
         stack.callback(memory.close)
+        cluster = stack.enter_context(ray_cluster(ray)) if ray is not None else None
         progress: list[Progress] = []
 
         def begins(lanes: Sequence[Lane]) -> None:
@@ -161,7 +171,8 @@ def _studied(parts: Sequence[Plan], db: Path, out: Path, api_key: str | None) ->
         def told(lane: Lane, pack: int, outcome: Outcome) -> None:
             progress[0].step(lane.name)
 
-        return asyncio.run(study(parts, memory, Watch(begins=begins, outcome=told), api_key=api_key))
+        watch = Watch(begins=begins, outcome=told)
+        return asyncio.run(study(parts, memory, watch, api_key=api_key, cluster=cluster))
 
 
 def _said(found: Study, out: Path, *, as_json: bool) -> None:
