@@ -269,6 +269,17 @@ def test_a_page_of_few_arms_leaves_out_what_there_is_not(others: tuple[str, ...]
         assert (said in page.text) is there, said
 
 
+@pytest.mark.parametrize("positions", [1, 2, 64])
+def test_packs_may_be_of_any_length(positions: int) -> None:
+    found = made(others=("frozen",), positions=positions)
+    page = Page(render(studied(found)))
+    harmless(page)
+    dots = [said for tag, said in page.elements if tag == "circle" and said.get("data-arm") == "with context"]
+    assert {int(said["data-position"]) for said in dots} == set(range(positions))
+    assert all(0 <= float(said["cx"]) <= 940 and 0 <= float(said["cy"]) <= 400 for said in dots)
+    assert words.answer(found) in page.text and ("only task" in page.text) is (positions == 1)
+
+
 def test_nothing_was_lived_to_the_end() -> None:
     nothing = np.full((3, 4), np.nan)
     found = made(packs=3)

@@ -140,14 +140,14 @@ def _part(found: Evaluation, lived: Sequence[Sample], drawn: Callable[[str], Any
         "legend": list(reversed(lines)),
         "bounded": any(line.dashed for line in lines),
         "small": drawn(chart.curves(lines, width=320, height=200, named=False)),
-        "wide": drawn(chart.curves(lines, width=760, height=340, axis=axis)),
+        "wide": drawn(chart.curves(lines, width=940, height=380, axis=axis)),
         "narrow": drawn(chart.curves(lines, width=360, height=270, named=False, axis=axis)),
         "panels": [
             (line.label, drawn(chart.curves([*around[:-1], line, around[-1]], width=320, height=190, named=False)))
             for line in chart.others(found)
         ],
         "rewards": tables.rewards(found),
-        "forest": drawn(chart.differences(rest, width=760)),
+        "forest": drawn(chart.differences(rest, width=940)),
         "narrow_forest": drawn(chart.differences(rest, width=360, named=130)),
         "differences": tables.differences(found) if rest else None,
         "meanings": _meanings(found),

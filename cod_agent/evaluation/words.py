@@ -66,6 +66,8 @@ def answer(found: Evaluation) -> str:
     where = "the only task" if found.pack_size == 1 else f"the last of {found.pack_size} tasks"
     bare = found.controls.get(NO_CONTEXT)
     if found.benefit is None or bare is None:
+        if found.pack_size == 1:
+            return f"Reward is {spelt(last)} on the only task: where no task comes later, no context is read."
         gain = f"from {spelt(found.main.points[0])} on the first task to {spelt(last)} on {where}"
         return f"Whether the context did it is not known, for there is no arm without it: reward went {gain}."
     worth, chances = found.benefit, f"{spelt(last)} with it and {spelt(bare.points[-1])} without on {where}"
