@@ -59,7 +59,7 @@ class Returned:
     """What comes back."""
 
     file: bytes
-    """The worker's run database."""
+    """The worker's run database; b"" where it was lost."""
     error: CodError | None
     """What kept it from living everything."""
 
@@ -94,26 +94,27 @@ async def fan_out(
         CodError: the first one of any chunk, when what is under way has come back; calling again goes on.
     """
     watch, started = watch or Watch(), time.monotonic()
-    waiting = deque(_chunks(lanes, memory, cluster.workers))
+    at_once = min(cluster.workers, lanes[0].plan.concurrency)
+    waiting = deque(_chunks(lanes, memory, at_once))
     under_way: dict[asyncio.Task[Returned], _Chunk] = {}
     read: set[tuple[str, Life]] = set()
     trouble: CodError | None = None
+
+    async def send() -> None:
+        while waiting and trouble is None and len(under_way) < at_once:
+            chunk = waiting.popleft()
+            work = await asyncio.to_thread(chunk.work, memory, at_once, api_key)
+            under_way[asyncio.create_task(cluster.live(work))] = chunk
+
     try:
-        while under_way or (waiting and trouble is None):
-            while waiting and trouble is None and len(under_way) < 2 * cluster.workers:
-                chunk = waiting.popleft()
-                work = await asyncio.to_thread(chunk.work, memory, cluster.workers, api_key)
-                under_way[asyncio.create_task(cluster.live(work))] = chunk
+        await send()
+        while under_way:
             done, _ = await asyncio.wait(under_way, return_when=asyncio.FIRST_COMPLETED)
-            for one in done:
-                chunk = under_way.pop(one)
-                try:
-                    back = one.result()
-                except CodError as error:
-                    trouble = trouble or error
-                    continue
+            came = [(under_way.pop(one), _result(one)) for one in done]
+            trouble = trouble or next((back.error for _, back in came if back.error is not None), None)
+            await send()  # the workers go on while this process merges
+            for chunk, back in came:
                 await asyncio.to_thread(_take, memory, back.file)
-                trouble = trouble or back.error
                 if back.error is None:
                     await live_all(lanes, memory, watch, chosen=chunk.has)
                     read |= chunk.lives
@@ -125,6 +126,13 @@ async def fan_out(
         raise trouble
     await live_all(lanes, memory, watch, chosen=lambda lane, life: (lane.agent, life) not in read)
     return time.monotonic() - started
+
+
+def _result(one: asyncio.Task[Returned]) -> Returned:
+    try:
+        return one.result()
+    except CodError as lost:
+        return Returned(b"", lost)
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,6 +215,8 @@ def _part(memory: Memory, names: set[Named]) -> bytes:
 
 
 def _take(memory: Memory, file: bytes) -> None:
+    if not file:
+        return
     with _file() as path:
         path.write_bytes(file)
         merge(memory, path)
