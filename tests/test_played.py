@@ -28,14 +28,14 @@ def lived(world, name: str, packs: int, n: int, player, path: Path) -> np.ndarra
         return np.array([[seen.reward for seen in agent.run_sync(world.pack(n, index))] for index in range(packs)])
 
 
-def first_choice(name: str):
+def first_choice(name: str, world=LAKE):
     """A world's player that never throws its dice: every draw is the first of the equally good answers."""
 
     class Dice:
         def random(self) -> float:
             return 0.0
 
-    return LAKE.players[name](Dice())
+    return world.players[name](Dice())
 
 
 @pytest.mark.parametrize("packing", ["cod", "ralph-sample", "ralph-full"])
@@ -44,6 +44,15 @@ def test_without_dice_the_rewards_are_those_of_the_agent(name: str, packing: str
     world = packed(make_world("frozen-lake:small", seed=3, form="compact"), packing)
     direct = [life(world, world.pack(3, index), first_choice(name)) for index in range(8)]
     assert (lived(world, name, 8, 3, first_choice(name), tmp_path / "runs.db") == np.array(direct)).all()
+
+
+@pytest.mark.parametrize("name", ["alchemy:tiny", "grid-navigation:tiny", "grid-navigation:paper"])
+def test_so_it_is_in_other_worlds_and_where_the_environment_itself_remembers(name: str, tmp_path: Path) -> None:
+    world = make_world(name, seed=3, form="compact")
+    for player in world.players:
+        direct = [life(world, world.pack(3, index), first_choice(player, world)) for index in range(3)]
+        theirs = lived(world, player, 3, 3, first_choice(player, world), tmp_path / f"{player}.db")
+        assert (theirs == np.array(direct)).all()
 
 
 def test_with_dice_the_curves_are_those_of_the_agent(tmp_path: Path) -> None:
