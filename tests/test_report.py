@@ -512,7 +512,7 @@ def test_rewards_beyond_one_are_inside_the_drawing() -> None:
 # ---- the terminal ----
 
 
-@pytest.mark.parametrize("width", [60, 80, 120, 300])
+@pytest.mark.parametrize("width", [62, 80, 120, 300])
 def test_tables_fit_the_terminal_and_have_every_arm_once(width: int, capsys: pytest.CaptureFixture[str]) -> None:
     from rich.console import Console
 
@@ -520,12 +520,22 @@ def test_tables_fit_the_terminal_and_have_every_arm_once(width: int, capsys: pyt
     seen: list[str] = []
     for table in by_position(found, width):
         names = [str(column.header) for column in table.columns]
-        assert names[:2] == ["task", "with context"] and 3 <= len(names) <= 5
+        assert names[:2] == ["task", "with context"] and len(names) <= 5
         seen += names[2:]
         Console(width=width).print(table)
     assert seen == [*CONTROLS, *PLAYERS, "against: openai:o..."]
     lines = capsys.readouterr().out.splitlines()
     assert max(map(len, lines)) <= width and not any("…" in line for line in lines)
+
+
+@pytest.mark.parametrize("width", [62, 80, 120])
+def test_nothing_that_is_told_is_cut_off(
+    width: int, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cod_agent.cli.output.PIPED_WIDTH", width)
+    tell(studied(made(others=(*CONTROLS, RIVAL), positions=16), made("grid-navigation:tiny")))
+    said = capsys.readouterr().out
+    assert "…" not in said and "task 16" in said and "+0." in said
 
 
 def test_a_study_is_told_with_its_answer_and_what_it_took(capsys: pytest.CaptureFixture[str]) -> None:

@@ -22,8 +22,10 @@ if TYPE_CHECKING:
 
 MOST = 4
 """Arms beside each other."""
-_COLUMN, _FIRST = 21, 13
+_COLUMN, _FIRST = 23, 14
 """Characters that a column of rewards takes, and the one of the tasks."""
+_NUMBER, _NAME = 10, 22
+"""The same of a column of measures, and of their names."""
 
 
 def tell(study: Study) -> None:
@@ -48,7 +50,7 @@ def _tell(found: Evaluation) -> None:
         screen.print(_worth(found))
     if found.arms[0].measures:
         typer.echo("What it took:")
-        screen.print(_took(found))
+        screen.print(_took(found, screen.width))
     for said in (*words.answers([found]), *tables.refusals(found)):
         typer.echo(said)
     typer.echo(f"{found.amount}, {words.seeds(found)}, {found.seconds:.1f} s, {found.calls} calls.")
@@ -77,7 +79,7 @@ def by_position(found: Evaluation, width: int = 120) -> Iterator[Table]:
     beside = max(1, min(MOST, (width - _FIRST) // _COLUMN) - 1)
     for at in range(0, max(1, len(rest)), beside):
         names = (main, *rest[at : at + beside])
-        made = _table(("task", *(cut(name, _COLUMN - 1) for name in names)), bold=1)
+        made = _table(("task", *(cut(name, _COLUMN - 3) for name in names)), bold=1)
         for position in range(found.pack_size):
             made.add_row(str(position + 1), *(_both(reward(curves[name].points[position])) for name in names))
         made.add_section()
@@ -95,14 +97,16 @@ def _worth(found: Evaluation) -> Table:
     return made
 
 
-def _took(found: Evaluation) -> Table:
-    """What the main arm took, by position."""
+def _took(found: Evaluation, width: int) -> Table:
+    """What the main arm took, by position; of many positions as many as fit, from the first to the last."""
     from cod_agent.evaluation.tables import measures
 
     said = measures(found)
-    made = _table(said.head, left=True)
+    last, room = len(said.head) - 2, max(2, (width - _NAME) // _NUMBER)
+    shown = [*range(last + 1)] if last < room else sorted({round(last * at / (room - 1)) for at in range(room)})
+    made = _table((said.head[0], *(said.head[at + 1] for at in shown)), left=True)
     for row in said.rows:
-        made.add_row(row.label, *(cell.mean for cell in row.cells))
+        made.add_row(row.label, *(row.cells[at].mean for at in shown))
     return made
 
 
@@ -110,7 +114,9 @@ def _table(head: Sequence[str], *, left: bool = False, bold: int | None = None) 
     made = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for number, name in enumerate(head):
         side: Literal["left", "right"] = "left" if left and not number else "right"
-        made.add_column(Text(name), justify=side, style="bold" if number == bold else "", no_wrap=number > 0)
+        made.add_column(
+            Text(name), justify=side, style="bold" if number == bold else "", no_wrap=bold is not None, overflow="fold"
+        )
     return made
 
 
