@@ -105,7 +105,8 @@ def outcome(conn: sqlite3.Connection, run: Run, at: int) -> Outcome:
     """What came of a position so far."""
     known = position(conn, run, at)
     written = conn.execute(
-        "SELECT c.version, c.body FROM contexts c JOIN episodes e ON e.id = c.episode_id WHERE e.run_id = ? AND e.position = ?",
+        # By the run: contexts have no index by episode.
+        "SELECT c.version, c.body FROM contexts c JOIN episodes e ON e.id = c.episode_id WHERE c.run_id = ? AND e.position = ?",
         (run.id, at),
     ).fetchone()
     refused = conn.execute(
