@@ -46,6 +46,13 @@ class Schedule:
     """Peak learning rate; from there it falls to a fiftieth along a cosine."""
     warm_up: int = 100
     """Steps it takes to get there."""
+    stop: int | None = None
+    """Ends after so many steps, in the middle of its cosine."""
+
+    @property
+    def last(self) -> int:
+        """The step it ends with."""
+        return self.steps if self.stop is None else self.stop
 
     def rate_at(self, step: int) -> float:
         """The learning rate of a step."""
@@ -134,7 +141,7 @@ def train(
     """
     model.train()
     optimizer = _optimizer(model)
-    done = Progress(0, schedule.steps, math.nan, 0, 0.0)
+    done = Progress(0, schedule.last, math.nan, 0, 0.0)
     if checkpoint.exists():
         saved = torch.load(checkpoint, map_location="cpu", weights_only=True)
         if saved["made_by"] != made_by:
@@ -144,15 +151,15 @@ def train(
         done = Progress(**saved["progress"])
         report(done)
     began = time.perf_counter() - done.seconds
-    for step in range(done.step, schedule.steps):
+    for step in range(done.step, schedule.last):
         for group in optimizer.param_groups:
             group["lr"] = schedule.rate_at(step)
         with torch.random.fork_rng([model.device] if model.device.type == "cuda" else []):
             torch.manual_seed(step)  # of dropout, where a model has any
             loss, tokens = _one_step(model, optimizer, batches(step))
-        done = Progress(step + 1, schedule.steps, loss, done.tokens + tokens, time.perf_counter() - began)
+        done = Progress(step + 1, schedule.last, loss, done.tokens + tokens, time.perf_counter() - began)
         report(done)
-        if done.step % every == 0 or done.step == schedule.steps:
+        if done.step % every == 0 or done.step == schedule.last:
             state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "progress": asdict(done)}
             torch.save({**state, "made_by": made_by}, checkpoint.with_suffix(".part"))
             checkpoint.with_suffix(".part").replace(checkpoint)

@@ -29,7 +29,7 @@ from cod_train.tiny.courses import course_of  # noqa: E402
 from cod_train.tiny.evaluate import Speaker, by_position, interval, rewards  # noqa: E402
 from cod_train.tiny.export import save_policy  # noqa: E402
 from cod_train.tiny.tokenizer import ASSISTANT, LAKES, MIXED, build_tokenizer, vocabulary_of  # noqa: E402
-from cod_train.tiny.transcripts import Scribe, Teacher, induction, lives  # noqa: E402
+from cod_train.tiny.transcripts import Scribe, Teacher, drills, induction, lives  # noqa: E402
 
 SHORT = cloning.Recipe(steps=24, packs=4, induction=4)
 WORLDS = dict.fromkeys((*LAKES.worlds, *MIXED.worlds))
@@ -190,6 +190,15 @@ def test_a_step_of_lives_depends_on_its_number_alone(words):
     assert lives(scribe, 0, 7, 2) == lives(Scribe(words, Teacher()), 0, 7, 2) != lives(scribe, 0, 8, 2)
 
 
+def test_a_drill_is_a_task_whose_note_has_the_answer(more_words):
+    for sample in drills(Scribe(more_words, Teacher()), Random(0), 20, MIXED.worlds):
+        asked, _, answer = more_words.decode(sample.ids).partition(ASSISTANT)
+        said = [message("user", ("environment", asked.removeprefix("<|user|>")))]
+        assert course_of("alchemy:tiny").choices(said) == [answer.removesuffix("<|end|>")]
+        assert [weight for *_, weight in sample.targets] == [1.0, 1.0]
+    assert drills(Scribe(more_words, Teacher()), Random(0), 0, LAKES.worlds) == []
+
+
 def test_induction_asks_for_the_second_of_a_pair_seen_before(words):
     for sample in induction(words, Random(0), 8):
         half = len(sample.ids) // 2
@@ -253,6 +262,21 @@ def test_a_run_that_was_stopped_goes_on_as_if_it_had_not_been(words, tmp_path: P
     halves, end = cloning.clone(recipe, words, tmp_path / "halves.pt")
     assert end.step == 6
     for one, other in zip(whole.parameters(), halves.parameters(), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_a_recipe_that_stops_in_the_middle_is_the_beginning_of_the_whole(words, tmp_path: Path):
+    recipe, seen = replace(SHORT, steps=4, packs=1, induction=0), []
+    model = cloning.new_model(words, 0)
+
+    def look(progress: supervised.Progress) -> None:
+        if progress.step == 2:
+            seen.append([weight.detach().clone() for weight in model.parameters()])
+
+    cloning.clone(recipe, words, tmp_path / "whole.pt", model=model, report=look)
+    stopped, end = cloning.clone(replace(recipe, stop=2), words, tmp_path / "stopped.pt")
+    assert (end.step, end.steps) == (2, 2)
+    for one, other in zip(seen[0], stopped.parameters(), strict=True):
         assert torch.equal(one, other)
 
 

@@ -31,7 +31,7 @@ _MALLOC = {
 def clone_command(
     out: Annotated[Path, typer.Option(help="Folder of the policy; its checkpoint lies here too.")],
     policy: Annotated[
-        str, typer.Option(help="cloned, novice, embedded-base, naive-base, mixed-cloned or mixed-base.")
+        str, typer.Option(help="cloned, novice, embedded-base, naive-base, mixed-begun, mixed-base or mixed-cloned.")
     ] = "cloned",
     seed: Annotated[int, typer.Option(help="Of the first weights and of the lives.")] = 0,
     start: Annotated[Path | None, typer.Option(help="Start from this policy instead of the shipped one.")] = None,
@@ -51,12 +51,12 @@ def clone_command(
     if policy not in clone.RECIPES:
         raise UnknownName.among("policy", policy, list(clone.RECIPES))
     recipe = clone.RECIPES[policy]
-    recipe = replace(recipe, steps=steps) if steps else recipe
+    recipe = replace(recipe, steps=steps, stop=None) if steps else recipe
     _prepare(threads)
     out.mkdir(parents=True, exist_ok=True)
     words = tokenizer.build_tokenizer(recipe.vocabulary)
-    model = _load(start or folder_of(recipe.start))[0] if recipe.start else None
-    with _bar("loss", recipe.steps) as bar:
+    model = _begun(start or folder_of(recipe.start)) if recipe.start else None
+    with _bar("loss", recipe.stop or recipe.steps) as bar:
         model, progress = clone.clone(
             recipe,
             words,
@@ -158,6 +158,16 @@ def _load(folder: Path) -> tuple[Any, Any]:
     _check(folder)
     tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, local_files_only=True), tokenizer
+
+
+def _begun(folder: Path) -> Any:
+    """The model a policy starts from: unrounded, where the checkpoint of its cloning still lies beside it."""
+    import torch
+
+    model = _load(folder)[0]
+    if (folder / "checkpoint.pt").is_file():
+        model.load_state_dict(torch.load(folder / "checkpoint.pt", map_location="cpu", weights_only=True)["model"])
+    return model
 
 
 def _measure(folder: Path, world: str, packs: int, seed: int) -> Any:

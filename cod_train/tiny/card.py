@@ -39,14 +39,14 @@ training discovers: say how this base was made beside every figure.""",
 One policy for three worlds, FrozenLake-Obscure, Alchemy-Random and Grid Navigation: the best that `cod train` made of
 `mixed-base` on packs of all three. What training did to it, and what it does to a world that it leaves out, is told in
 docs/results/mixed.md.""",
-    "mixed-cloned": """\
-Cloned from the scripted players of three worlds, all lessons: imitation, and no reinforcement learning.""",
+    "mixed-begun": """\
+The first lessons of the policies that know three worlds, cloned from their scripted players, the lakes more than the others.""",
     "mixed-base": """\
-Cloned like `mixed-cloned` and stopped early: it begins to play and to take notes in three worlds, and **has never done
-better**. A start for reinforcement learning that has to improve what it was taught, and not to bring it back.""",
-    "naive-base": """\
-Cloned from the scripted player `memoryless`, which explores cleanly within a task but never reads or writes a note: in
-its training every note is `null`. It is kept for comparison, as the start that never knew what notes are for.""",
+Cloned from the scripted players of three worlds and stopped early: it walks on lakes and crosses fields, and begins to look up in
+its note what makes what; it **has never done better**. A start for reinforcement learning that has to improve what it was
+taught, and not to bring it back.""",
+    "mixed-cloned": """\
+Cloned like `mixed-base`, all lessons: what imitation alone gives in three worlds.""",
 }
 
 SHARP = 0.1
@@ -77,14 +77,15 @@ class Measured:
 def cloned(policy: str, recipe: Recipe, progress: Progress, *, seed: int) -> dict[str, str]:
     """How a clone was made, by what it is called on its card."""
     teacher = recipe.teacher
+    stopped = f" (stopped; the rate fell as for {recipe.steps:,})" if recipe.stop else ""
     return {
         "made by": f"`python -m cod_train.tiny clone --policy {policy} --out DIR --seed {seed}`",
         "started from": f"`{recipe.start}`" if recipe.start else f"random weights, seed {seed}",
-        "steps": f"{progress.step:,} of {recipe.packs} lives of 4 tasks, {_shares(recipe.worlds)}, train split",
+        "steps": f"{progress.step:,}{stopped} of {recipe.packs} lives of 4 tasks, {_shares(recipe.worlds)}, train split",
         "tokens": f"{progress.tokens / 1e6:.1f} million, padding included",
         "time": f"{progress.seconds / 60:.1f} minutes with torch on {torch.get_num_threads()} CPU thread(s)",
         "optimiser": f"AdamW, peak rate {recipe.rate:g}, cosine, clip 1; "
-        f"random pairs to look up in the first {recipe.induction} steps",
+        f"random pairs to look up in the first {recipe.induction} steps; {recipe.drills} look-ups in notes a step",
         "teacher": f"off path {teacher.off_path:g}, head start {teacher.head_start:g}, noise {teacher.noise:g}, "
         f"forget {teacher.forget:g}, garble {teacher.garble:g}, weight of observations {teacher.world_weight:g}",
     }

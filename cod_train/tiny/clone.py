@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -19,12 +19,11 @@ from cod_agent.environments.draws import randomness
 from cod_train.supervised import Batches, Progress, Schedule, bucketed, train
 from cod_train.tiny.tokenizer import LAKES as LAKE_WORDS
 from cod_train.tiny.tokenizer import MAX_POSITIONS, MIXED, Vocabulary
-from cod_train.tiny.transcripts import LAKES, Scribe, Teacher, induction, lives
+from cod_train.tiny.transcripts import LAKES, Scribe, Teacher, drills, induction, lives
 
-HEAD = 32
-"""Width of a head: vLLM serves none narrower."""
-THREE_WORLDS = ("frozen-lake:small", "alchemy:tiny", "frozen-lake:small", "grid-navigation:tiny")
-"""What the mixed policies are taught, packs in turn: the lakes take the most practice."""
+LAKES_FIRST = ("frozen-lake:small", "alchemy:tiny", "frozen-lake:small", "grid-navigation:tiny")
+ALCHEMY_NEXT = ("frozen-lake:small", "alchemy:tiny", "grid-navigation:tiny", "alchemy:tiny")
+"""What the mixed policies are taught, packs in turn, and how they go on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,24 +32,28 @@ class Recipe:
 
     teacher: Teacher = field(default_factory=Teacher)
     start: str | None = None
-    """The policy whose weights it starts from; None: random ones."""
+    """The policy whose weights it starts from, a shipped one or one that is made first; None: random ones."""
     steps: int = 6000
+    stop: int | None = None
+    """It is stopped after so many, in the middle."""
     packs: int = 8
     """Lives of four tasks in each step."""
     rate: float = 3e-3
     """Peak learning rate; it warms up over 100 steps and falls to a fiftieth along a cosine."""
     induction: int = 400
     """Steps, from the first on, that also practise looking up random pairs."""
+    drills: int = 0
+    """Tasks in each step whose notes have the answer, of worlds where that is hard to learn."""
     worlds: tuple[str, ...] = LAKES
     """Packs of them in turn."""
-    width: int = 64
-    """Of the model."""
 
     @property
     def vocabulary(self) -> Vocabulary:
         """What its policy has words for."""
         return LAKE_WORDS if self.worlds == LAKES else MIXED
 
+
+_MIXED = Recipe(start="mixed-begun", steps=1500, packs=4, drills=64, induction=0, worlds=ALCHEMY_NEXT)
 
 RECIPES: dict[str, Recipe] = {
     "cloned": Recipe(),
@@ -63,21 +66,22 @@ RECIPES: dict[str, Recipe] = {
         induction=0,
     ),
     "naive-base": Recipe(Teacher(remember=False), steps=5000),
-    "mixed-cloned": Recipe(worlds=THREE_WORLDS),
-    "mixed-base": Recipe(worlds=THREE_WORLDS, steps=1000),
+    "mixed-begun": Recipe(worlds=LAKES_FIRST, stop=1600),
+    "mixed-base": replace(_MIXED, stop=800),
+    "mixed-cloned": _MIXED,
 }
 
 
-def new_model(tokenizer: PreTrainedTokenizerFast, seed: int, width: int = 64) -> LlamaForCausalLM:
-    """A Llama with random weights, `width` a multiple of `HEAD`."""
+def new_model(tokenizer: PreTrainedTokenizerFast, seed: int) -> LlamaForCausalLM:
+    """A Llama of width 64 with random weights; two heads of 32, since vLLM serves none narrower."""
     config = LlamaConfig(
         vocab_size=len(tokenizer),
-        hidden_size=width,
-        intermediate_size=3 * width,
+        hidden_size=64,
+        intermediate_size=192,
         num_hidden_layers=4,
-        num_attention_heads=width // HEAD,
-        num_key_value_heads=width // HEAD,
-        head_dim=HEAD,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        head_dim=32,
         max_position_embeddings=MAX_POSITIONS,
         rms_norm_eps=1e-5,
         tie_word_embeddings=True,
@@ -117,11 +121,11 @@ def clone(
     Raises:
         UsageError: the checkpoint is of another recipe or seed.
     """
-    model, scribe = model or new_model(tokenizer, seed, recipe.width), Scribe(tokenizer, recipe.teacher)
+    model, scribe = model or new_model(tokenizer, seed), Scribe(tokenizer, recipe.teacher)
     end = train(
         model,
         lambda step: _batches(recipe, scribe, tokenizer, seed, step),
-        Schedule(recipe.steps, recipe.rate),
+        Schedule(recipe.steps, recipe.rate, stop=recipe.stop),
         checkpoint,
         made_by={"recipe": asdict(recipe), "seed": seed},
         report=report,
@@ -132,6 +136,7 @@ def clone(
 
 def _batches(recipe: Recipe, scribe: Scribe, tokenizer: PreTrainedTokenizerFast, seed: int, step: int) -> Batches:
     samples = lives(scribe, seed, step, recipe.packs, recipe.worlds)
+    samples += drills(scribe, randomness("drills", seed, step), recipe.drills, recipe.worlds)
     said = sum(weight for s in samples for _, _, weight in s.targets if weight > 0)
     batches = [(group, said) for group in bucketed(samples)]
     if step < recipe.induction:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from random import Random
 
-from cod_agent.context import Message
+from cod_agent.context import CLOSE, OPEN, Message
 from cod_agent.environments.alchemy import players as alchemists
 from cod_agent.environments.alchemy import recipes
 from cod_agent.environments.alchemy.world import compact_names
@@ -20,7 +20,7 @@ from cod_agent.environments.grid_navigation import fields
 from cod_agent.environments.grid_navigation import players as travellers
 from cod_agent.environments.players import Choices
 from cod_agent.tasks import Pack
-from cod_train.tiny.tokenizer import CELLS, CODES, COSTS, EFFECTS, FACTS, PAIRS
+from cod_train.tiny.tokenizer import CELLS, CODES, COSTS, EFFECTS, FACTS, PAIRS, PRODUCTS
 
 _LAKE, _ALCHEMY, _GRID = "frozen-lake", "alchemy", "grid-navigation"
 
@@ -40,6 +40,8 @@ class Course:
     keys: tuple[str, ...]
     """A fact is a key and a value, a token each."""
     values: tuple[str, ...]
+    drill: Callable[[Random], tuple[str, str]] | None = None
+    """The prompt of a task whose note has the answer, and the answer; None where lives have enough of these."""
 
     def garbled(self, line: str, dice: Random) -> str:
         """A line of a note with any value at all."""
@@ -76,6 +78,16 @@ def _all_pairs(pack: Pack, dice: Random) -> list[str]:
     names = compact_names(graph)
     made = {f"{names[one]}+{names[other]}": names[product] for (one, other), product in graph.recipes.items()}
     return [f"{made.get(pair, 'none')}: {pair}" for pair in shuffled(dice, PAIRS)]
+
+
+def _look_up(dice: Random) -> tuple[str, str]:
+    """A note of any length, and one of the elements that it knows how to make."""
+    pairs = shuffled(dice, PAIRS)[: 1 + below(dice, len(PAIRS))]
+    products = shuffled(dice, PRODUCTS)[: 1 + below(dice, len(PRODUCTS))]
+    made = dict(zip(pairs, products, strict=False))
+    wanted, product = list(made.items())[below(dice, len(made))]
+    note = "\n".join(f"{made.get(pair, 'none')}: {pair}" for pair in shuffled(dice, pairs))
+    return f"{OPEN}\n{note}\n{CLOSE}\nmake {product} 1\na b c d", wanted
 
 
 # ---- grid-navigation:tiny ----
@@ -116,6 +128,7 @@ COURSES = {
         truth=_all_pairs,
         keys=EFFECTS,
         values=tuple(f" {pair}" for pair in PAIRS),
+        drill=_look_up,
     ),
     _GRID: Course(
         choices=travellers.choices,

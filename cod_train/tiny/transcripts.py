@@ -83,6 +83,13 @@ class Scribe:
                 self._say(sample, [Counter({token: 1.0}) for token in self._encode(answer)], self._encode(answer))
                 yield sample
 
+    def drill(self, prompt: str, answer: str) -> Sample:
+        """One question with its answer."""
+        sample, said = Sample([], []), self._encode(answer)
+        self._hear(sample, prompt, 0.0)
+        self._say(sample, [Counter({token: 1.0}) for token in said], said)
+        return sample
+
     def _solve(self, pack: Pack, task: Task, note: str, dice: Random) -> tuple[Sample, Trajectory, Feedback]:
         session, sample = cast(DrawnWorld[Any], pack.environment).start(task), Sample([], [])
         turns: list[Turn] = []
@@ -150,6 +157,12 @@ def lives(scribe: Scribe, seed: int, step: int, packs: int, worlds: Sequence[str
     dice = randomness("clone", seed, step)
     made: list[Any] = [make_world(world, seed=seed, split="train", form="compact") for world in worlds]
     return [sample for i in range(packs) for sample in scribe.life(made[i % len(made)].pack(4, step * packs + i), dice)]
+
+
+def drills(scribe: Scribe, dice: Random, count: int, worlds: Sequence[str]) -> list[Sample]:
+    """Tasks whose notes have the answer, of those of `worlds` whose course has some, in turn."""
+    made = [course.drill for course in map(course_of, dict.fromkeys(worlds)) if course.drill]
+    return [scribe.drill(*made[at % len(made)](dice)) for at in range(count)]
 
 
 def induction(
