@@ -205,6 +205,15 @@ async def test_another_model_lives_the_same_packs(memory: Memory) -> None:
         await evaluate(replace(plan, against="scripted:perfect"), memory)
 
 
+async def test_two_models_are_compared_over_all_parts(memory: Memory) -> None:
+    plan = replace(PLAN, against="scripted:memoryless", controls=())
+    found = await study(parts_of(plan, ["frozen-lake:small", "alchemy:tiny"]), memory)
+    said = found.json()["overall"]
+    each = [part["comparison"]["overall"]["mean"] for part in found.json()["parts"]]
+    assert said["comparison"]["other"] == "scripted:memoryless" and said["benefit"] is None
+    assert said["comparison"]["overall"]["mean"] == pytest.approx(np.mean(each), abs=1e-5)
+
+
 def test_an_address_without_a_model_is_refused() -> None:
     with pytest.raises(UsageError, match="name it with --against MODEL"):
         replace(PLAN, against_base_url="http://host/v1").check()

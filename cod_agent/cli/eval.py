@@ -54,7 +54,8 @@ def evaluate(
         typer.Option("--against", metavar="MODEL", help="Another model on the same packs, to compare the two."),
     ] = None,
     against_base_url: Annotated[
-        str | None, typer.Option("--against-base-url", metavar="URL", help="Of the other model's endpoint.")
+        str | None,
+        typer.Option("--against-base-url", metavar="URL", help="Of the other model's endpoint (default: the same)."),
     ] = None,
     out: Annotated[
         Path | None,

@@ -69,6 +69,7 @@ class Plan:
     against: str | None = None
     """Another model on the same packs, with a context of its own."""
     against_base_url: str | None = None
+    """Of its endpoint; None: the same as the model's."""
 
     @property
     def seeds(self) -> tuple[int, ...]:

@@ -168,6 +168,11 @@ class Evaluation:
         return {arm.name: arm.curve for arm in self.arms[1:] if not arm.name.startswith(AGAINST)}
 
     @property
+    def rival(self) -> Arm | None:
+        """The other model's arm."""
+        return next((arm for arm in self.arms if arm.name.startswith(AGAINST)), None)
+
+    @property
     def amount(self) -> str:
         """In words: `512 packs of 4`."""
         tasks = f"{self.pack_size}" if self.packing == "cod" else f"one task {self.pack_size} times"
@@ -241,10 +246,19 @@ class Study:
             "gain": together([rewards[:, -1] - rewards[:, 0] for rewards in mains]).json(),
             "benefit": together(whole[NO_CONTEXT]).json() if NO_CONTEXT in whole else None,
             "differences": {name: together(values).json() for name, values in whole.items()},
+            "comparison": self._compared(),
             "packs": sum(one.packs for one in self.evaluations),
             "calls": sum(one.calls for one in self.evaluations),
             "seconds": round(self.seconds, 1),
         }
+
+    def _compared(self) -> dict[str, Any] | None:
+        """The two models over all tasks of all parts."""
+        first = self.evaluations[0].comparison
+        if first is None:
+            return None
+        ahead = [by_pack(one.arms[0].rewards - one.rival.rewards) for one in self.evaluations if one.rival]
+        return {"model": first.model, "other": first.other, "overall": together(ahead).json()}
 
 
 def by_pack(rewards: Rewards) -> Rewards:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -94,12 +95,12 @@ def lanes_for(
 
     done, lanes = [], []
     for part in parts:
-        plan, world, model = set_up(part, model=lambda plan, world: shared(plan, world, api_key))
+        plan, world, model = set_up(part, model=partial(shared, key=api_key))
         other = None
         if plan.against is not None:
-            # A key is for one endpoint only.
-            rival = replace(plan, model=plan.against, base_url=plan.against_base_url)
-            other = set_up(rival, model=lambda plan, world: shared(plan, world, None if plan.base_url else api_key))[2]
+            rival = replace(plan, model=plan.against, base_url=plan.against_base_url or plan.base_url)
+            key = api_key if rival.base_url == plan.base_url else None  # a key is for one endpoint only
+            other = set_up(rival, model=partial(shared, key=key))[2]
         done.append(plan)
         lanes.append(lanes_of(plan, world, model, other))
     settings = study_settings(done)
