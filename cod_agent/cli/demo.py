@@ -54,7 +54,7 @@ def demo(
     with resumable(again, db):
         found, inexact = asyncio.run(_live(plan, db, story, quiet=as_json))
     study = Study((found,), (plan,), db, found.seconds)
-    files = {"database": db, **save(study, out, "demo", tell=lambda said: typer.echo(said, err=True))}
+    files = {**save(study, out, "demo", tell=lambda said: typer.echo(said, err=True)), "database": db}
     if as_json:
         print_json({**found.json(), "files": {name: str(path) for name, path in files.items()}})
     else:
