@@ -54,7 +54,8 @@ class Transcript:
 _EPISODES = """
 SELECT e.id, e.kind, e.state, CASE e.kind WHEN 'solve' THEN t.reward ELSE (
     SELECT avg(n.reward) FROM contexts c JOIN episodes s ON s.context_id = c.id AND s.kind = 'solve'
-    JOIN tasks n ON n.run_id = s.run_id AND n.position = s.position WHERE c.episode_id = e.id) END
+    JOIN tasks n ON n.run_id = s.run_id AND n.position = s.position
+    WHERE c.run_id = e.run_id AND c.episode_id = e.id) END
 FROM episodes e JOIN tasks t ON t.run_id = e.run_id AND t.position = e.position ORDER BY e.id
 """
 _CALLS = """

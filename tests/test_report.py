@@ -439,7 +439,7 @@ def test_the_answer_is_what_the_interval_says(
 ) -> None:
     found = made(ours=ours, bare=bare, packs=packs)
     assert said in words.answer(found) and words.verdict(found) == short
-    assert found.benefit is not None and words.signed(found.benefit) in words.answer(found)
+    assert found.benefit is not None and found.benefit.signed in words.answer(found)
 
 
 def test_packs_that_all_went_alike_say_little_if_they_are_few() -> None:

@@ -228,7 +228,7 @@ def test_a_weak_base_learns_from_the_perfect_player_to_use_notes(perfect, tmp_pa
     def by_position(folder: Path) -> list[float]:
         tokenizer = AutoTokenizer.from_pretrained(folder)
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-        table = rewards(model, tokenizer, preset="tiny", packs=64, size=2)
+        table = rewards(model, tokenizer, world="frozen-lake:tiny", packs=64, size=2)
         return [sum(column) / len(column) for column in zip(*table, strict=True)]
 
     before, after = by_position(folder_of("embedded-base")), by_position(tmp_path / "out")

@@ -10,6 +10,7 @@ which is imported only when it is asked for (or listed in the help).
 
 from __future__ import annotations
 
+import os
 from functools import cache
 from typing import Annotated, Any
 
@@ -25,6 +26,10 @@ from cod_agent.cli.verify import verify as verify_command
 from cod_agent.errors import CodError, MissingExtra
 
 GROUP = "cod.commands"
+
+# The matrices of the tiny policies are too small to share: with a thread for each core a busy machine is several times slower. To
+# be said before numpy is imported.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 
 @cache

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from cod_agent.cli import options
-from cod_agent.cli.output import Progress, command_line, console, interval, print_json, resumable, signed
+from cod_agent.cli.output import Progress, command_line, console, print_json, resumable
 from cod_agent.cli.story import Story
 
 if TYPE_CHECKING:
@@ -207,18 +207,16 @@ def conclusion(found: Evaluation) -> str:
     """What was seen, in two sentences."""
     first, last = found.main.points[0], found.main.points[-1]
     with_context = (
-        f"With its context, the model's mean reward went from {interval(first)} on a pack's first task to "
-        f"{interval(last)} on its last (95% intervals over {found.packs} packs)."
+        f"With its context, the model's mean reward went from {first} on a pack's first task to "
+        f"{last} on its last (95% intervals over {found.packs} packs)."
     )
     bare: Curve | None = next(iter(found.controls.values()), None)
     if bare is None or found.benefit is None:
         return with_context
-    without = (
-        f"Without it, the same model on the same lakes had {interval(bare.points[0])} and {interval(bare.points[-1])}"
-    )
+    without = f"Without it, the same model on the same lakes had {bare.points[0]} and {bare.points[-1]}"
     if found.benefit.low > 0:
         return (
-            f"{with_context} {without}: at the last task the note it wrote for itself is worth {signed(found.benefit)}."
+            f"{with_context} {without}: at the last task the note it wrote for itself is worth {found.benefit.signed}."
         )
-    chance = f"the difference at the last task, {signed(found.benefit)}, may be chance; more --packs would tell"
+    chance = f"the difference at the last task, {found.benefit.signed}, may be chance; more --packs would tell"
     return f"{with_context} {without}: {chance}."

@@ -114,15 +114,3 @@ def resumable(command: str, path: Path) -> Iterator[None]:
 def command_line(*words: object) -> str:
     """Words as they can be pasted into a shell."""
     return shlex.join(str(word) for word in words)
-
-
-def interval(found: Any) -> str:
-    """`0.98 [0.95, 1.00]`."""
-    if found.mean != found.mean:
-        return "none"
-    return f"{found.mean:.2f} [{found.low:.2f}, {found.high:.2f}]"
-
-
-def signed(found: Any) -> str:
-    """`+0.41 [+0.31, +0.51]`."""
-    return f"{found.mean:+.2f} [{found.low:+.2f}, {found.high:+.2f}]" if found.mean == found.mean else "none"

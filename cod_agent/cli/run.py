@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from cod_agent.cli import options
-from cod_agent.cli.output import Progress, command_line, console, interval, print_json, resumable, signed
+from cod_agent.cli.eval_tables import by_position
+from cod_agent.cli.output import Progress, command_line, console, print_json, resumable
 
 if TYPE_CHECKING:
     from cod_agent.evaluation import Evaluation, Lane, Plan
@@ -128,11 +129,12 @@ def _summary(found: Evaluation, told: _Told, plan: Plan, db: Path) -> None:
     if told.lived:
         typer.echo(f"({told.lived} tasks had been lived before)")
     typer.echo("")
-    console().print(by_position(found))
+    for table in by_position(found, console().width):
+        console().print(table)
     kept = f", {found.kept} refused" if found.kept else ""
     typer.echo(
         f"{found.amount} lived in {found.seconds:.1f} s: "
-        f"mean reward {interval(found.main.overall)}, {found.calls} calls, {found.written} contexts written{kept}."
+        f"mean reward {found.main.overall}, {found.calls} calls, {found.written} contexts written{kept}."
     )
     typer.echo(f"All of it is in {db}. Look at the contexts: {command_line('cod', 'context', 'log', db)}")
     if left := _unfinished(db):
@@ -150,22 +152,3 @@ def _unfinished(db: Path) -> list[str]:
     )
     with look(db) as conn:
         return [row[0] for row in conn.execute(query)]
-
-
-def by_position(found: Evaluation) -> Any:
-    """Reward by position, a column for each player."""
-    from rich import box
-    from rich.table import Table
-
-    from cod_agent.evaluation import MAIN
-
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, caption="mean reward [95% interval]", caption_justify="left")
-    curves = {MAIN: found.main, **found.controls}
-    table.add_column("task", justify="right")
-    for name in curves:
-        table.add_column(name, justify="right", style="bold" if name == MAIN else "", no_wrap=True)
-    for position in range(found.pack_size):
-        table.add_row(str(position + 1), *(interval(curve.points[position]) for curve in curves.values()))
-    table.add_section()
-    table.add_row("last - first", *(signed(curve.gain) for curve in curves.values()))
-    return table

@@ -15,7 +15,7 @@ from xml.etree import ElementTree as Tree
 from cod_agent.evaluation.players import CEILING, FLOOR
 from cod_agent.evaluation.result import AGAINST, MAIN, NO_CONTEXT
 from cod_agent.evaluation.statistics import Curve, Interval, Point
-from cod_agent.evaluation.words import cut, label, plain, signed, spelt
+from cod_agent.evaluation.words import cut, label, plain
 
 if TYPE_CHECKING:
     from cod_agent.evaluation.result import Evaluation
@@ -160,7 +160,7 @@ def differences(rows: Sequence[Row], *, width: int = 720, named: int = 190) -> s
     def x(value: float) -> float:
         return named + (right - named) * (value - low) / (high - low)
 
-    said = "; ".join(f"{row.label}: {signed(row.found)}" for row in rows)
+    said = "; ".join(f"{row.label}: {row.found.signed}" for row in rows)
     svg = _svg(width, bottom + 26, f"Differences with 95% intervals. {said}")
     for tick in ticks(low, high, 4 if width < 500 else 6):
         _add(svg, "line", "zero" if tick == 0 else "grid", x1=x(tick), x2=x(tick), y1=6, y2=bottom)
@@ -171,7 +171,7 @@ def differences(rows: Sequence[Row], *, width: int = 720, named: int = 190) -> s
         if found.mean == found.mean:
             sure = "up" if found.low > 0 else "down" if found.high < 0 else "open"
             group = _add(svg, "g", f"difference {sure}", **_data(row.label, found))
-            _add(group, "title").text = plain(f"{row.label}: {signed(found)}")
+            _add(group, "title").text = plain(f"{row.label}: {found.signed}")
             _add(group, "line", "whisker", x1=x(found.low), x2=x(found.high), y1=y, y2=y)
             _add(group, "circle", "dot", cx=x(found.mean), cy=y, r=5)
     return _markup(svg)
@@ -220,7 +220,7 @@ def _curve(svg: Tree.Element, line: Line, x: _Place, y: _Scale) -> None:
             r=3 if line.dashed else 4.5,
             **data,
         )
-        _add(dot, "title").text = plain(f"{line.label}, task {point.position + 1}: {spelt(point)}")
+        _add(dot, "title").text = plain(f"{line.label}, task {point.position + 1}: {point}")
 
 
 def _end(curve: Curve) -> Point | None:

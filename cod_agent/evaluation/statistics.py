@@ -29,11 +29,19 @@ Rewards = NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True)
 class Interval:
-    """A mean with its 95% interval; all NaN where nothing was finite."""
+    """A mean with its 95% interval; all NaN where nothing was finite. As text `0.98 [0.95, 1.00]`."""
 
     mean: float
     low: float
     high: float
+
+    def __str__(self) -> str:
+        return f"{self.mean:.2f} [{self.low:.2f}, {self.high:.2f}]" if self.mean == self.mean else "none"
+
+    @property
+    def signed(self) -> str:
+        """A difference as text: `+0.41 [+0.31, +0.51]`."""
+        return f"{self.mean:+.2f} [{self.low:+.2f}, {self.high:+.2f}]" if self.mean == self.mean else "none"
 
     def json(self) -> dict[str, float | None]:
         """NaN is no JSON: null."""
@@ -89,12 +97,13 @@ def curve(rewards: Rewards) -> Curve:
 
 
 def paired(ours: Rewards, theirs: Rewards) -> Curve:
-    """Ours minus theirs by position, pack by pack.
+    """Ours minus theirs by position, pack by pack. Where all packs differ alike every draw is the same: there fewer than
+    1 - .025^(1/n) of all packs are others, and the interval is that far, times a reward of 1, to both sides.
 
     Args:
         ours, theirs: shape [packs, positions] each, row i being pack i in both.
     """
-    return _curve(ours - theirs, lambda interval, n: interval)
+    return _curve(ours - theirs, _spread)
 
 
 def _curve(rewards: Rewards, ends: Callable[[tuple[float, float, float], int], tuple[float, float, float]]) -> Curve:
@@ -198,6 +207,14 @@ def _interval(mean: float, drawn: Rewards) -> tuple[float, float, float]:
         return float(mean), float("nan"), float("nan")
     low, high = np.quantile(finite, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return float(mean), float(low), float(high)
+
+
+def _spread(interval: tuple[float, float, float], n: int) -> tuple[float, float, float]:
+    mean, low, high = interval
+    if n and high - low < _SAME:
+        reach = 1 - ((1 - LEVEL) / 2) ** (1 / n)
+        return mean, mean - reach, mean + reach
+    return interval
 
 
 def _widened(interval: tuple[float, float, float], n: int) -> tuple[float, float, float]:

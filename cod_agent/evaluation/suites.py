@@ -2,12 +2,13 @@
 
     harder          The hard preset of each world that one trains in, in packs of 8 instead of 4: longer ways, larger fields, materials that
                     run out. Whether the habit of taking notes holds where there is more to note and more depends on it.
-    cross-domain    The presets that one trains with, in packs of 8. For a model trained in one of these worlds, the others say whether
+    cross-domain    The presets that one trains with, in packs of 4. For a model trained in one of these worlds, the others say whether
                     what it learnt is to take notes or to know that world; none is made harder, so that only the world is new.
     tiny            The presets that the shipped tiny policies can read, in packs of 4. For a look within minutes on two cores.
 
-The published evaluation (arXiv 2606.20002) measures the same two ways, harder and elsewhere, in packs of 8. Its terminal is left out:
-nothing hidden is shared by a pack's tasks there, so that a note has little to carry.
+The published evaluation (arXiv 2606.20002) measures the same two ways, harder and elsewhere, in packs of 8; `alchemy:paper` has targets for
+packs of 4. Grid navigation is taken as it forgets: where the environment itself remembers, a note has little to carry. The published
+terminal is left out: nothing hidden is shared by a pack's tasks there.
 """
 
 from __future__ import annotations
@@ -31,8 +32,8 @@ class Suite:
 
 
 SUITES = {
-    "harder": Suite(("frozen-lake:paper-hard", "alchemy:paper-hard", "grid-navigation:paper-hard"), 8),
-    "cross-domain": Suite(("frozen-lake:paper", "alchemy:paper", "grid-navigation:paper"), 8),
+    "harder": Suite(("frozen-lake:paper-hard", "alchemy:paper-hard", "grid-navigation:paper-hard-forgets"), 8),
+    "cross-domain": Suite(("frozen-lake:paper", "alchemy:paper", "grid-navigation:paper-forgets"), 4),
     "tiny": Suite(("frozen-lake:small", "alchemy:tiny", "grid-navigation:tiny"), 4),
 }
 

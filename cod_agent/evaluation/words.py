@@ -67,20 +67,20 @@ def answer(found: Evaluation) -> str:
     bare = found.controls.get(NO_CONTEXT)
     if found.benefit is None or bare is None:
         if found.pack_size == 1:
-            return f"Reward is {spelt(last)} on the only task: where no task comes later, no context is read."
-        gain = f"from {spelt(found.main.points[0])} on the first task to {spelt(last)} on {where}"
+            return f"Reward is {last} on the only task: where no task comes later, no context is read."
+        gain = f"from {found.main.points[0]} on the first task to {last} on {where}"
         return f"Whether the context did it is not known, for there is no arm without it: reward went {gain}."
-    worth, chances = found.benefit, f"{spelt(last)} with it and {spelt(bare.points[-1])} without on {where}"
+    worth, chances = found.benefit, f"{last} with it and {bare.points[-1]} without on {where}"
     if worth.mean != worth.mean:
         return "Nothing is known yet: no pack was lived to its last task both with its context and without."
     if worth.low > 0:
-        return f"The context helps: reward is {chances}, a difference of {signed(worth)}."
+        return f"The context helps: reward is {chances}, a difference of {worth.signed}."
     if worth.high < 0:
-        return f"The context hurts: reward is {chances}, a difference of {signed(worth)}."
+        return f"The context hurts: reward is {chances}, a difference of {worth.signed}."
     if _flat(worth, found.packs):
-        return f"The context makes no difference that matters: reward is {chances}, a difference of {signed(worth)}."
+        return f"The context makes no difference that matters: reward is {chances}, a difference of {worth.signed}."
     more = "more packs would tell"
-    return f"The data do not say whether the context helps: reward is {chances}; {signed(worth)} may be chance, {more}."
+    return f"The data do not say whether the context helps: reward is {chances}; {worth.signed} may be chance, {more}."
 
 
 def title(found: Evaluation) -> str:
@@ -180,16 +180,6 @@ def share(value: float, floor: float, ceiling: float) -> float:
 
 def _last(curve: Curve) -> float:
     return curve.points[-1].mean
-
-
-def spelt(found: Interval) -> str:
-    """`0.98 [0.95, 1.00]`."""
-    return f"{found.mean:.2f} [{found.low:.2f}, {found.high:.2f}]" if found.mean == found.mean else "none"
-
-
-def signed(found: Interval) -> str:
-    """`+0.41 [+0.31, +0.51]`."""
-    return f"{found.mean:+.2f} [{found.low:+.2f}, {found.high:+.2f}]" if found.mean == found.mean else "none"
 
 
 def commands(study: Study) -> list[str]:

@@ -146,7 +146,7 @@ SELECT CAST(k.created * 1000000 AS INTEGER) AS at, k.run_id, k.seq, r.agent, r.n
 FROM commits k JOIN runs r ON r.id = k.run_id
 JOIN tasks t ON t.run_id = k.run_id AND t.position = k.position
 LEFT JOIN episodes e ON e.run_id = k.run_id AND e.position = k.position AND e.kind = 'update'
-LEFT JOIN contexts c ON c.episode_id = e.id
+LEFT JOIN contexts c ON c.run_id = k.run_id AND c.episode_id = e.id
 WHERE k.what IN ('solved', 'judged', 'updated', 'kept') AND
 """
 
