@@ -70,7 +70,8 @@ def _load(name: str) -> Any:
         reason = str(error) if isinstance(error, MissingExtra) else f"{type(error).__name__}: {error}"
 
         def broken() -> None:
-            raise CodError(f"the command {name!r} of package {_others()[name].dist} cannot be loaded: {reason}")
+            package = (found := _others()[name].dist) and found.name
+            raise CodError(f"the command {name!r} of package {package} cannot be loaded: {reason}")
 
         broken.__doc__ = "Cannot be loaded: call it to see why."
         app = typer.Typer(add_completion=False)

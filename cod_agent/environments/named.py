@@ -95,7 +95,7 @@ def _loaded(entry: EntryPoint) -> Any:
     try:
         return entry.load()
     except Exception as error:  # a stranger's package may fail in any way
-        raise UsageError(f"the world {entry.name!r} of package {entry.dist} cannot be loaded: {error!r}") from error
+        raise UsageError(f"the world {entry.name!r} of package {entry.dist and entry.dist.name} cannot be loaded: {error!r}") from error
 
 
 def _is_module(name: str) -> bool:
