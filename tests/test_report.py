@@ -447,6 +447,13 @@ def test_packs_that_all_went_alike_say_little_if_they_are_few() -> None:
     assert (words.verdict(few), words.verdict(many)) == ("not clear", "no difference")
 
 
+def test_where_no_task_comes_later_nothing_is_said_of_the_context() -> None:
+    """Both arms have the empty one there: what lies between them is chance, however clear it looks."""
+    found = made(ours=(0.95, 0.95), bare=(0.3, 0.3), packs=200, positions=1)
+    assert found.benefit is not None and found.benefit.low > 0
+    assert "no context is read" in words.answer(found) and words.verdict(found) == "not compared"
+
+
 def test_what_speaks_against_the_figures_is_said_at_the_top() -> None:
     found = made(packs=64)
     assert words.doubts(found) == []

@@ -33,7 +33,7 @@ from cod_agent.evaluation import (
     summarise,
 )
 from cod_agent.evaluation.players import played
-from cod_agent.evaluation.statistics import together
+from cod_agent.evaluation.statistics import difference, together
 from cod_agent.memory.verify import verify
 
 PLAN = Plan("frozen-lake:small", "scripted:perfect", packs=4, pack_size=2, controls=(NO_CONTEXT,))
@@ -56,10 +56,21 @@ def count(memory: Memory, table: str = "calls") -> int:
 def test_differences_by_position_are_pack_by_pack_and_never_without_doubt() -> None:
     theirs = np.random.default_rng(2).random((50, 3))
     found = paired(theirs + [0.0, 0.1, 1.0], theirs)
-    reach = 1 - 0.025 ** (1 / 50)  # of 50 packs that are all alike; .071
+    others = 1 - 0.025 ** (1 / 50)  # so many packs at most may be others than 50 that are all alike: .071
     assert [(point.mean, point.low, point.high) for point in found.points] == [
-        pytest.approx((value, value - reach, value + reach)) for value in (0.0, 0.1, 1.0)
+        pytest.approx((value, value - others * (1 + value), value + others * (1 - value))) for value in (0.0, 0.1, 1.0)
     ]
+
+
+@pytest.mark.parametrize(("packs", "clear"), [(1, False), (2, False), (5, False), (6, True)])
+def test_packs_that_all_go_alike_are_sure_of_a_difference_as_a_sign_test_is(packs: int, clear: bool) -> None:
+    """Five heads in a row are chance at 95%, six are not. At most the difference is 1, for rewards are between 0 and 1."""
+    for ours, theirs in ((1.0, 0.0), (0.0, 1.0)):
+        found = difference(np.full((packs, 3), ours), np.full((packs, 3), theirs))
+        assert (found.low > 0 or found.high < 0) is clear
+        assert -1 <= found.low < found.high <= 1
+    mixed = together([np.ones(packs), np.ones(packs)])
+    assert -1 <= mixed.low < mixed.high <= 1
 
 
 def test_parts_weigh_the_same_and_packs_are_drawn_within_them() -> None:
@@ -92,8 +103,8 @@ def test_a_comparison_says_who_is_better_or_that_nobody_knows() -> None:
 
 
 def test_a_few_packs_decide_nothing() -> None:
-    """The bootstrap of three packs that agree has no width; Student's t knows better."""
-    found = compare(arm("a", np.ones((3, 2))), arm("b", np.zeros((3, 2)) + [[0.9, 1.0]]))
+    """The bootstrap of three packs that nearly agree is narrow; Student's t knows better."""
+    found = compare(arm("a", np.ones((3, 2))), arm("b", np.array([[0.9, 1.0], [0.9, 1.0], [0.2, 1.0]])))
     assert found.overall.low > 0 and found.better is None
 
 

@@ -98,7 +98,7 @@ def curve(rewards: Rewards) -> Curve:
 
 def paired(ours: Rewards, theirs: Rewards) -> Curve:
     """Ours minus theirs by position, pack by pack. Where all packs differ alike every draw is the same: there fewer than
-    1 - .025^(1/n) of all packs are others, and the interval is that far, times a reward of 1, to both sides.
+    1 - .025^(1/n) of all packs are others, and the interval reaches as far as if those differed by all there is, -1 or 1.
 
     Args:
         ours, theirs: shape [packs, positions] each, row i being pack i in both.
@@ -119,10 +119,11 @@ def _curve(rewards: Rewards, ends: Callable[[tuple[float, float, float], int], t
     whole = counted.sum(1, keepdims=True).astype(float)
     mean, drawn_mean = _means(filled.sum(1, keepdims=True), whole, draws)
     gain = (means[-1] - means[0], drawn[:, -1] - drawn[:, 0]) if positions else (np.nan, np.full(1, np.nan))
+    lived, both = int(counted.any(1).sum()), int(counted[:, [0, -1]].all(1).sum()) if positions else 0
     return Curve(
         tuple(points),
-        Interval(*_interval(mean[0], drawn_mean[:, 0])),
-        Interval(*_interval(*gain)),
+        Interval(*ends(_interval(mean[0], drawn_mean[:, 0]), lived)),
+        Interval(*_spread(_interval(*gain), both)),
         int((~counted).sum()),
     )
 
@@ -145,7 +146,7 @@ def together(values: Sequence[NDArray[np.float64]]) -> Interval:
         values: of each part, one value per pack; shape [packs], NaN leaves the mean.
     """
     dice = np.random.default_rng(SEED)
-    means, drawn = [], []
+    means, drawn, least = [], [], min((int(np.isfinite(part).sum()) for part in values), default=0)
     for part in values:
         found = part[np.isfinite(part)]
         means.append(found.mean() if len(found) else np.nan)
@@ -153,7 +154,7 @@ def together(values: Sequence[NDArray[np.float64]]) -> Interval:
         drawn.append(np.full(DRAWS, np.nan) if draws is None else draws @ found / len(found))
     if not means:
         return Interval(np.nan, np.nan, np.nan)
-    return Interval(*_interval(float(np.mean(means)), np.mean(drawn, axis=0)))
+    return Interval(*_spread(_interval(float(np.mean(means)), np.mean(drawn, axis=0)), least * len(means)))
 
 
 def at_least(values: NDArray[np.float64]) -> AtLeast:
@@ -210,10 +211,11 @@ def _interval(mean: float, drawn: Rewards) -> tuple[float, float, float]:
 
 
 def _spread(interval: tuple[float, float, float], n: int) -> tuple[float, float, float]:
+    """An interval of differences (between -1 and 1) that were all the same, where every draw is the same: see `paired`."""
     mean, low, high = interval
     if n and high - low < _SAME:
-        reach = 1 - ((1 - LEVEL) / 2) ** (1 / n)
-        return mean, mean - reach, mean + reach
+        others = 1 - ((1 - LEVEL) / 2) ** (1 / n)
+        return mean, mean - others * max(1 + mean, 0), mean + others * max(1 - mean, 0)
     return interval
 
 

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 
 from cod_agent.evaluation.players import CEILING, FLOOR
 from cod_agent.evaluation.result import AGAINST, MAIN, NO_CONTEXT
-from cod_agent.evaluation.statistics import LEVEL
 
 if TYPE_CHECKING:
     from cod_agent.evaluation.plan import Plan
@@ -63,11 +62,11 @@ def label(arm: str) -> str:
 def answer(found: Evaluation) -> str:
     """Whether the context helps at the last task, in one sentence with the figures it stands on."""
     last = found.main.points[-1]
-    where = "the only task" if found.pack_size == 1 else f"the last of {found.pack_size} tasks"
+    where = f"the last of {found.pack_size} tasks"
     bare = found.controls.get(NO_CONTEXT)
+    if found.pack_size == 1:
+        return f"Reward is {last} on the only task: where no task comes later, no context is read."
     if found.benefit is None or bare is None:
-        if found.pack_size == 1:
-            return f"Reward is {last} on the only task: where no task comes later, no context is read."
         gain = f"from {found.main.points[0]} on the first task to {last} on {where}"
         return f"Whether the context did it is not known, for there is no arm without it: reward went {gain}."
     worth, chances = found.benefit, f"{last} with it and {bare.points[-1]} without on {where}"
@@ -77,7 +76,7 @@ def answer(found: Evaluation) -> str:
         return f"The context helps: reward is {chances}, a difference of {worth.signed}."
     if worth.high < 0:
         return f"The context hurts: reward is {chances}, a difference of {worth.signed}."
-    if _flat(worth, found.packs):
+    if _flat(worth):
         return f"The context makes no difference that matters: reward is {chances}, a difference of {worth.signed}."
     more = "more packs would tell"
     return f"The data do not say whether the context helps: reward is {chances}; {worth.signed} may be chance, {more}."
@@ -125,19 +124,17 @@ def _listed(names: Sequence[str]) -> str:
 def verdict(found: Evaluation) -> str:
     """The same in a word or two."""
     worth = found.benefit
-    if worth is None or worth.mean != worth.mean:
+    if worth is None or worth.mean != worth.mean or found.pack_size == 1:
         return "not compared"
     if worth.low > 0:
         return "helps"
     if worth.high < 0:
         return "hurts"
-    return "no difference" if _flat(worth, found.packs) else "not clear"
+    return "no difference" if _flat(worth) else "not clear"
 
 
-def _flat(worth: Interval, packs: int) -> bool:
+def _flat(worth: Interval) -> bool:
     """Whether a difference is surely none that matters."""
-    if worth.low == worth.high:  # All packs went alike, and few of them say little about others (see `at_least`).
-        return bool(abs(worth.mean) + 1 - (1 - LEVEL) ** (1 / packs) <= FLAT)
     return worth.low >= -FLAT and worth.high <= FLAT
 
 
