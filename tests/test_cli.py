@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -404,7 +405,7 @@ def test_a_stopped_run_goes_on_where_it_was(how: signal.Signals) -> None:
 
 def test_other_packages_add_commands(monkeypatch: pytest.MonkeyPatch) -> None:
     class Entry:
-        dist = "somebody's package"
+        dist = SimpleNamespace(name="somebody's package")
 
         def __init__(self, app: Any) -> None:
             self.app = app
@@ -426,4 +427,7 @@ def test_other_packages_add_commands(monkeypatch: pytest.MonkeyPatch) -> None:
     assert cod("greet", "Ann").stdout == "hello Ann\n"
     said = cod("--help").stdout
     assert "greet" in said and "broken" in said and "verify" in said
-    assert "no module named torch" in cod("broken", "--any", code=1).stderr
+    assert (
+        "somebody's package cannot be loaded: ImportError: no module named torch"
+        in cod("broken", "--any", code=1).stderr
+    )
