@@ -226,6 +226,17 @@ async def test_two_models_are_compared_over_all_parts(memory: Memory) -> None:
     assert said["comparison"]["overall"]["mean"] == pytest.approx(np.mean(each), abs=1e-5)
 
 
+async def test_the_lanes_of_one_agent_are_not_the_lives_of_another(memory: Memory) -> None:
+    """An agent that has the name of a control's lane would be told that lane's figures as its own."""
+    plan = replace(PLAN, packs=2, controls=("no-context",))
+    await evaluate(plan, memory)
+    with pytest.raises(UsageError, match="lived by agent 'agent/no-context' with agent agent, not agent/no-context"):
+        await evaluate(replace(plan, agent="agent/no-context"), memory)
+    await evaluate(replace(plan, agent="other/blank", temperature=0.0, controls=()), memory)
+    with pytest.raises(UsageError, match="lived by agent 'other/blank' with agent other/blank, not other"):
+        await evaluate(replace(plan, agent="other", controls=("blank",)), memory)
+
+
 def test_an_address_without_a_model_is_refused() -> None:
     with pytest.raises(UsageError, match="name it with --against MODEL"):
         replace(PLAN, against_base_url="http://host/v1").check()

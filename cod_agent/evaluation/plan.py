@@ -22,7 +22,7 @@ from cod_agent.models.base import Model, Sampling
 PLAN = "plan"
 """The key of a run's settings under which its plan stands."""
 
-_SAME = ("world", "split", "packing", "model", "pack_size", "form", "temperature", "max_tokens", "exact")
+_SAME = ("agent", "world", "split", "packing", "model", "pack_size", "form", "temperature", "max_tokens", "exact")
 """What may not differ between two plans that share a run."""
 
 STUDY = "study"
@@ -232,27 +232,31 @@ def _kept(memory: Memory, run: str | None = None) -> dict[str, Any]:
     )
 
 
-def refuse_mixture(memory: Memory, plan: Plan, names: Iterable[str], same: Sequence[str] = _SAME) -> None:
+def refuse_mixture(
+    memory: Memory, plan: Plan, names: Iterable[str], *, agent: str | None = None, more: Sequence[str] = ()
+) -> None:
     """Make sure that what the file holds under the plan's run names was made by the same plan.
 
     Args:
-        names: of the runs of the plan's agent.
-        same: the fields that count.
+        names: of the runs.
+        agent: whose they are; the plan's if not given.
+        more: fields that count beside those that always do.
 
     Raises:
         UsageError: it was made by another one.
     """
 
     def read(conn: sqlite3.Connection) -> list[tuple[str, str]]:
-        return conn.execute("SELECT name, settings FROM runs WHERE agent = ?", (plan.agent,)).fetchall()
+        return conn.execute("SELECT name, settings FROM runs WHERE agent = ?", (agent,)).fetchall()
 
+    agent = agent or plan.agent
     ours, mine = plan.settings()[PLAN], set(names)
     for settings in {settings for name, settings in memory.read_sync(read) if name in mine}:
         said = json.loads(settings).get(PLAN) or {}
-        for name in same:
+        for name in (*_SAME, *more):
             if (before := said.get(name, _MEANT.get(name))) != ours[name]:
                 raise UsageError(
-                    f"{memory.path} holds these packs lived by agent {plan.agent!r} with {name.replace('_', ' ')} "
+                    f"{memory.path} holds these packs lived by agent {agent!r} with {name.replace('_', ' ')} "
                     f"{before}, not {ours[name]}: choose another file or agent, or resume what is there"
                 )
 

@@ -111,11 +111,9 @@ def lanes_for(
 
 
 def _refuse_mixture(memory: Memory, plan: Plan, lanes: Sequence[Lane]) -> None:
-    names = [name for pack in lanes[0].runs() for name in pack]
-    refuse_mixture(memory, plan, names)
     for lane in lanes:
-        if lane.name.startswith(AGAINST):
-            refuse_mixture(memory, replace(plan, agent=lane.agent), names, same=("against",))
+        names = (name for pack in lane.runs() for name in pack)
+        refuse_mixture(memory, plan, names, agent=lane.agent, more=("against",) * lane.name.startswith(AGAINST))
 
 
 # ---- what came of it ----
