@@ -70,6 +70,14 @@ def test_a_world_of_ones_own_can_be_repeated() -> None:
     assert [task.id for task in loop.pack(3)] == ["question-0"] * 3 and loop.start(loop.pack(1)[0]).step("4").done
 
 
+def test_a_world_with_too_few_tasks_says_so_with_the_first_pack() -> None:
+    loop = packed(make_world("alchemy:tiny"), "ralph-full")
+    with pytest.raises(UsageError, match="4 different targets a pack, so no pack of 8 tasks"):
+        loop.pack(8, 0)
+    assert [loop.pack(4, index)[0].data["index"] for index in range(5)] == [0, 1, 2, 3, 0]
+    assert len(packed(make_world("alchemy:tiny"), "ralph-sample").pack(8)) == 8
+
+
 def test_an_unknown_packing_is_answered_with_the_known_ones() -> None:
     with pytest.raises(UnknownName, match="did you mean ralph-sample"):
         packed(FrozenLake(), "ralph-smple")  # type: ignore[arg-type]

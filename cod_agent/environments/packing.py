@@ -48,8 +48,10 @@ class RalphLoop:
 
     def pack(self, n: int, index: int = 0) -> Pack:
         """One task `n` times, under an id of its own."""
-        at, which = (index, 0) if self._packing == "ralph-sample" or n < 1 else divmod(index, n)
-        plain = self._world.pack(min(n, which + 1), at)
+        full = self._packing == "ralph-full" and n > 0
+        at, which = divmod(index, n) if full else (index, 0)
+        # All n tasks, so that a world that has fewer says so with its first pack, whichever of them is repeated.
+        plain = self._world.pack(n if full else min(n, 1), at)
         name = f"{plain.id}/{which}/{self._packing}" if self._packing == "ralph-full" else f"{plain.id}/{self._packing}"
         return Pack(name, (plain[which],) * n, self, {**plain.data, "packing": self._packing})
 

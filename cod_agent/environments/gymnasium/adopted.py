@@ -2,7 +2,7 @@
 
     world = from_gymnasium("CliffWalking-v1", shuffled=True, score=lambda total: max(0.0, 1 + total / 100))
 
-Each task is an episode: reset with a seed of its own (that of no other task, and in the train split never one of the eval split), one
+Each task is an episode: reset with a seed drawn for it (of 2**30, and in the train split never one of the eval split), one
 action an answer, until the environment ends or cuts it. What the tasks of a pack share is in how it is made: from the pack's own seed,
 and with actions that may be shuffled for the whole pack.
 """
