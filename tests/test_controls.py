@@ -263,7 +263,7 @@ def test_all_is_what_the_plan_has_room_for() -> None:
     [
         ({"controls": ("frosen",)}, "did you mean frozen"),
         ({"controls": ("foreign",), "packs": 1}, "use --packs 2 or more"),
-        ({"controls": ("foreign",), "packs": 3, "packing": "ralph-full"}, "use --packs 4 or more"),
+        ({"controls": ("foreign",), "packs": 5, "packing": "ralph-full"}, "use --packs 6 or more"),
         ({"controls": ("shuffled",), "pack_size": 1}, "use --pack-size 2 or more"),
         ({"controls": ("ralph-full",), "packing": "ralph-sample"}, "is a Ralph loop beside related tasks"),
     ],

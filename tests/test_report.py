@@ -454,6 +454,13 @@ def test_where_no_task_comes_later_nothing_is_said_of_the_context() -> None:
     assert "no context is read" in words.answer(found) and words.verdict(found) == "not compared"
 
 
+def test_a_part_without_a_comparison_is_not_one_whose_data_do_not_say() -> None:
+    bare, lake, single = made(others=()), made("alchemy:tiny"), made(positions=1)
+    assert words.answers([bare, single])[0].startswith("Whether the context helps is not known")
+    said = words.answers([lake, bare])[0]
+    assert said == "The context helps in 1 of 2 parts; in frozen-lake:small (packs of 4) nothing was compared."
+
+
 def test_what_speaks_against_the_figures_is_said_at_the_top() -> None:
     found = made(packs=64)
     assert words.doubts(found) == []

@@ -84,8 +84,8 @@ def _no_room(name: str, plan: Plan) -> str:
     way = _WAYS.get(name, _OWN)
     if way.text is not None and plan.pack_size < 2:
         return "gives tasks a context from earlier ones, and a pack of one task has none: use --pack-size 2 or more"
-    if name == "foreign" and plan.packs <= (least := _next_pack(plan)):
-        return f"takes the contexts of another pack, and there is none: use --packs {least + 1} or more"
+    if name == "foreign" and plan.packs < (least := 2 * _next_pack(plan)):
+        return f"takes the contexts of another pack, and not every one has one: use --packs {least} or more"
     if name.startswith("ralph-") and plan.packing != "cod":
         return f"is a Ralph loop beside related tasks, and this is one already (--packing {plan.packing}): leave it out"
     return ""

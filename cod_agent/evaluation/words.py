@@ -102,11 +102,15 @@ def answers(found: Sequence[Evaluation]) -> list[str]:
     names: dict[str, list[str]] = {}
     for one in found:
         names.setdefault(verdict(one), []).append(title(one))
-    said = [f"The context helps in {len(names.get('helps', ()))} of {len(found)} parts"]
+    unknown = names.pop("not compared", [])
+    if not names:
+        said = ["Whether the context helps is not known, for nothing was compared with it"]
+    else:
+        said = [f"The context helps in {len(names.get('helps', ()))} of {len(found)} parts"]
     for kind, words in (("hurts", "it hurts"), ("no difference", "it makes no difference that matters")):
         said += [f"{words} in {_listed(names[kind])}"] if kind in names else []
-    unclear = [*names.get("not clear", ()), *names.get("not compared", ())]
-    said += [f"for {_listed(unclear)} the data do not say"] if unclear else []
+    said += [f"for {_listed(names['not clear'])} the data do not say"] if "not clear" in names else []
+    said += [f"in {_listed(unknown)} nothing was compared"] if names and unknown else []
     of_all = [doubt for doubt in doubts(found[0]) if all(doubt in doubts(one) for one in found)]
     more = [(one, [one.comparison.sentence] if one.comparison else []) for one in found]
     more += [(one, [doubt for doubt in doubts(one) if doubt not in of_all]) for one in found]
