@@ -422,7 +422,7 @@ class CoDAgent:
             )
             raise UsageError(
                 f"the model {self._model.name} speaks the compact form only, and {where}: make the world with "
-                'form="compact", as FrozenLake("small", form="compact"), or choose a model that reads'
+                'form="compact" if it has one, as FrozenLake("small", form="compact"), or choose a model that reads'
             )
 
     def _lifecycle(

@@ -128,7 +128,7 @@ class Compact:
 class Natural:
     """Prompts in sentences, for models that read."""
 
-    nothing = "(nothing yet: this is the first task)"
+    nothing = "(nothing yet)"
 
     def solve(self, task: Task, context: str, observation: Observation | None) -> list[Message]:
         system: list[tuple[Origin, str]] = []

@@ -431,3 +431,25 @@ def test_other_packages_add_commands(monkeypatch: pytest.MonkeyPatch) -> None:
         "somebody's package cannot be loaded: ImportError: no module named torch"
         in cod("broken", "--any", code=1).stderr
     )
+
+
+def test_a_command_that_is_refused_leaves_nothing_behind_and_takes_nothing_away(tmp_path: Path) -> None:
+    cod("eval", "frozen-lak", "--packs", "2", code=1)
+    cod("run", "frozen-lake", "--model", "nobody", "--db", "deep/lake.db", code=1)
+    assert not list(tmp_path.iterdir())
+    (tmp_path / "kept.db.backup").write_text("mine")
+    cod("run", "frozen-lake:tiny", "--model", "scripted:perfect", "--packs", "1", "--db", "kept.db")
+    cod("run", "frozen-lake:small", "--model", "nobody", "--db", "kept.db", code=1)
+    assert {path.name for path in tmp_path.iterdir()} >= {"kept.db", "kept.db.backup"}
+
+
+def test_a_world_of_ones_own_that_raises_says_where_and_how_to_go_on(tmp_path: Path) -> None:
+    (tmp_path / "broken_world.py").write_text(
+        "from cod_agent.environments import FrozenLake\n\n\nclass Lake(FrozenLake):\n    def session(self, place):\n"
+        "        return 1 / place.index\n\n\ndef lake(**how):\n    return Lake('tiny', **how)\n"
+    )
+    said = cod(
+        "run", "broken_world:lake", "--model", "scripted:perfect", "--db", "lake.db", "--packs", "1", code=1
+    ).stderr
+    assert "broken_world.py" in said and "ZeroDivisionError" in said and len(said.splitlines()) < 12
+    assert "go on with: cod run --resume --db lake.db" in said

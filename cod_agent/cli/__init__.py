@@ -65,7 +65,9 @@ class Commands(TyperGroup):
 def _load(name: str) -> Any:
     """The command behind an entry point; one that cannot be imported says why when it is called."""
     try:
-        return typer.main.get_command(_others()[name].load())
+        command = typer.main.get_command(_others()[name].load())
+        command.name = name  # of a group, the help shows its own
+        return command
     except Exception as error:  # a stranger's package must not take the whole command line down
         reason = str(error) if isinstance(error, MissingExtra) else f"{type(error).__name__}: {error}"
 

@@ -11,6 +11,7 @@ import json
 import shlex
 import sys
 import time
+import traceback
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -91,24 +92,43 @@ class Progress:
 
 @contextlib.contextmanager
 def resumable(command: str, path: Path) -> Iterator[None]:
-    """Whatever stops the work inside says how to go on.
+    """Whatever stops the work inside says how to go on; what is refused before anything was lived leaves nothing behind.
 
     Args:
         command: what goes on with it.
         path: the run database.
     """
+    there, made = path.exists(), not path.parent.exists()
     try:
         yield
     except KeyboardInterrupt:
         typer.echo(f"\nStopped; everything recorded is in {path}. Go on with: {command}", err=True)
         raise typer.Exit(130) from None
     except UsageError:
+        if not there and path.exists() and _empty(path):
+            for end in ("", "-wal", "-shm", ".lock"):
+                path.with_name(path.name + end).unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                if made:
+                    path.parent.rmdir()
         raise
     except CodError as error:
         typer.echo(f"Error: {error}", err=True)
         if path.is_file():
             typer.echo(f"What was recorded is in {path}. Go on with: {command}", err=True)
         raise typer.Exit(1) from error
+    except Exception as error:  # of a world, a solver or a model that is not ours: its own frames are the last ones
+        said = "".join(traceback.format_exception(error, limit=-2)).rstrip()
+        typer.echo(f"{said}\nWhat was recorded is in {path}. Mend it, and go on with: {command}", err=True)
+        raise typer.Exit(1) from error
+
+
+def _empty(path: Path) -> bool:
+    """Whether a run database holds no run."""
+    from cod_agent.memory.readonly import look
+
+    with look(path) as conn:
+        return not conn.execute("SELECT EXISTS (SELECT 1 FROM runs)").fetchone()[0]
 
 
 def command_line(*words: object) -> str:

@@ -60,7 +60,9 @@ def make_world(name: str, *, seed: int = 0, split: Split = "eval", form: Form = 
         attribute, _, preset = preset.partition(":")
         return _called(name, _behind(world, attribute), preset, seed=seed, split=split, form=form)
     nearest = UnknownName.among("world", world, [*WORLDS, *_others(), f"{GYMNASIUM}:ID"])
-    raise UnknownName(f"{nearest}; one of your own is MODULE:NAME, for example my_worlds:Shop")
+    raise UnknownName(
+        f"{nearest}; one of your own is MODULE:NAME, for example my_worlds:Shop where my_worlds.py lies or is installed"
+    )
 
 
 @cache
@@ -95,7 +97,9 @@ def _loaded(entry: EntryPoint) -> Any:
     try:
         return entry.load()
     except Exception as error:  # a stranger's package may fail in any way
-        raise UsageError(f"the world {entry.name!r} of package {entry.dist and entry.dist.name} cannot be loaded: {error!r}") from error
+        raise UsageError(
+            f"the world {entry.name!r} of package {entry.dist and entry.dist.name} cannot be loaded: {error!r}"
+        ) from error
 
 
 def _is_module(name: str) -> bool:
