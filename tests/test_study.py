@@ -202,6 +202,12 @@ async def test_floor_and_ceiling_are_those_of_the_players(memory: Memory) -> Non
     assert len(found.json()["floor"]) == len(found.json()["ceiling"]) == 2
 
 
+async def test_a_player_that_is_an_arm_has_one_figure(memory: Memory) -> None:
+    found = await evaluate(replace(PLAN, packs=12, controls=("memoryless",)), memory)
+    assert found.floor == found.controls["memoryless"]
+    assert found.ceiling == curve(played(make_world(PLAN.world, seed=1), "perfect", 12, PLAN.pack_size))
+
+
 # ---- two models ----
 
 

@@ -176,9 +176,13 @@ def _measures(lane: Lane, runs: Sequence[Sequence[str]], memory: Memory | None) 
 
 
 def _bounded(found: Evaluation, main: Lane) -> Evaluation:
-    """With floor and ceiling of the packs that the main lane lived."""
+    """With floor and ceiling of the packs that the main lane lived: of the arms that the players have, or played beside them."""
+
+    arms = {arm.name: arm.curve for arm in found.arms}
 
     def of(player: str) -> Curve | None:
+        if player in arms:  # one figure for one player
+            return arms[player]
         if player not in (getattr(main.world, "players", None) or {}):
             return None
         plan = main.plan
