@@ -246,6 +246,11 @@ class Lifecycle:
                 raise UsageError(
                     f"the model {self.ways.model.name} answered with {what}: complete() gives a Completion"
                 )
+            if not isinstance(completion.text, str):
+                what = type(completion.text).__name__
+                raise UsageError(
+                    f'the model {self.ways.model.name} answered with a text that is {what}: give a str, "" for none'
+                )
             self._tell(Answered(self.run.name, position, kind, completion.text))
             return completion
 

@@ -12,6 +12,7 @@ import pytest
 
 import cod_agent
 from cod_agent import CoDAgent, Feedback, Memory, Message, Observation, Pack, Sampling, Task
+from cod_agent.completions import Completion
 from cod_agent.environments import FrozenLake
 from cod_agent.errors import ModelError, NotADatabase, ReplayDiverged, StoreError, TaskMismatch, UnknownName, UsageError
 from cod_agent.events import Answered, ContextKept, ContextWritten, Judged, Observed, Solved, TaskBegun, TaskEnded
@@ -632,6 +633,46 @@ async def test_what_is_handed_over_wrongly_is_said_in_one_sentence(tmp_path: Pat
             await wrong(agent)
     with pytest.raises(ValueError, match="JSON"):
         Task(id="x", data={"when": object()})
+
+
+@pytest.mark.parametrize("recovery", ["deterministic", "snapshot"])
+async def test_what_json_cannot_hold_is_not_taken_from_an_environment(tmp_path: Path, recovery: str) -> None:
+    class Hoarder:
+        name, remembers = "hoarder", True
+
+        def __init__(self) -> None:
+            self.recovery = recovery
+
+        def start(self, task: Task, carried: Any = None) -> Any:
+            return self
+
+        def reset(self) -> Observation:
+            return Observation("hello")
+
+        def step(self, answer: str) -> Observation:
+            carried = {1, 2} if self.recovery == "deterministic" else None
+            return Observation("bye", done=True, feedback=Feedback(reward=1.0), carried=carried)
+
+        def snapshot(self) -> Any:
+            return {1, 2}
+
+        def restore(self, state: Any) -> None: ...
+
+    async with CoDAgent("a", model=Counting(), memory=tmp_path / "a.db", environment=Hoarder()) as agent:
+        with pytest.raises(UsageError, match="must be what JSON can hold"):
+            await agent.solve(TASKS[0])
+
+
+async def test_a_model_answers_with_text(tmp_path: Path) -> None:
+    class Mute:
+        name = "mute"
+
+        async def complete(self, messages: Any, *, on_delta: Any = None) -> Completion:
+            return Completion(None)  # type: ignore[arg-type]
+
+    async with CoDAgent("a", model=Mute(), memory=tmp_path / "a.db") as agent:
+        with pytest.raises(UsageError, match="a text that is NoneType"):
+            await agent.solve(TASKS[0])
 
 
 async def test_an_agent_that_was_closed_says_so(tmp_path: Path) -> None:

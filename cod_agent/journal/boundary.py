@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import json
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextvars import ContextVar
 from typing import Any, Literal
@@ -139,6 +140,8 @@ class Boundary(Sequence[Callable[..., Any]]):
                 raise UsageError(
                     f"the environment's {what} gave {type(seen).__name__} {seen!r:.60}, not an Observation"
                 )
+            _keepable("Observation.carried", seen.carried)
+            _keepable("snapshot()", kept)
             return pack_observation(seen), kept
 
         kind = "observe" if answer is None else "act"
@@ -237,6 +240,16 @@ def recorded_tool(function: Callable[..., Any]) -> Callable[..., Any]:
 
 async def _awaited(value: Any) -> Any:
     return await value if isinstance(value, Awaitable) else value
+
+
+def _keepable(what: str, value: Any) -> None:
+    """Raises: UsageError, where an environment gives something to keep that JSON cannot hold."""
+    if value is None:
+        return
+    try:
+        json.dumps(value)
+    except (TypeError, ValueError) as error:
+        raise UsageError(f"the environment's {what} must be what JSON can hold ({error}): it is stored") from None
 
 
 def _json(value: Any) -> Any:
