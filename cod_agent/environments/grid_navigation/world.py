@@ -28,7 +28,7 @@ from typing import Any
 from cod_agent.environments.answers import tagged
 from cod_agent.environments.base import MALFORMED, Form, Split
 from cod_agent.environments.drawn import DrawnWorld, Place
-from cod_agent.environments.draws import randomness
+from cod_agent.environments.draws import below, randomness
 from cod_agent.environments.grid_navigation.fields import (
     PRESETS,
     Field,
@@ -100,7 +100,7 @@ class GridSession:
     Args:
         radius: how far one sees.
         seen: cells whose costs are visible from the beginning.
-        carries: the name under which the run is to remember what was seen; None: the field forgets.
+        carries: the number under which the run is to remember what was seen; None: the field forgets.
     """
 
     def __init__(
@@ -111,7 +111,7 @@ class GridSession:
         radius: int,
         form: Form,
         seen: Collection[int] = (),
-        carries: str | None = None,
+        carries: int | None = None,
     ) -> None:
         self._field, self._trip, self._form = field, trip, form
         self._near, self._before, self._carries = around(field.size, radius), frozenset(seen), carries
@@ -263,23 +263,24 @@ class GridNavigation(DrawnWorld[Preset]):
 
     def _session(self, place: Place, carried: Any) -> GridSession:
         field, trip = _drawn(place)
-        name = f"{place.preset}/{place.split}/{place.seed}/{place.pack}"
-        seen = _checked(carried, name, field) if carried is not None else ()
+        # A number: a text would be changed by a `redact` that takes what is in it for a secret, and all be forgotten.
+        number = below(randomness(WORLD, place.preset, place.split, place.seed, place.pack, "carried"), 2**48)
+        seen = _checked(carried, number, field) if carried is not None else ()
         return GridSession(
             field,
             trip,
             radius=self.preset.radius,
             form=self.form,
             seen=seen,
-            carries=name if self.remembers else None,
+            carries=number if self.remembers else None,
         )
 
 
-def _checked(carried: Any, name: str, field: Field) -> Collection[int]:
-    """The cells that a run's environment has seen of the field of that name. Raises: UsageError."""
-    if isinstance(carried, dict) and carried.keys() == {"field", "seen"} and isinstance(carried["field"], str):
+def _checked(carried: Any, number: int, field: Field) -> Collection[int]:
+    """The cells that a run's environment has seen of the field of that number. Raises: UsageError."""
+    if isinstance(carried, dict) and carried.keys() == {"field", "seen"} and type(carried["field"]) is int:
         seen = carried["seen"]
-        if carried["field"] != name:
+        if carried["field"] != number:
             return ()
         if isinstance(seen, list) and all(type(cell) is int and 0 <= cell < field.size**2 for cell in seen):
             return seen
