@@ -210,12 +210,12 @@ def test_a_page_of_every_arm_is_complete_and_needs_nothing_else() -> None:
     page = Page(render(studied(found)))
     harmless(page)
     for arm in found.arms:
-        assert words.label(arm.name) in page.text and words.meaning(arm.name) in page.text
+        assert words.label(arm.name, found) in page.text and words.meaning(arm.name) in page.text
     for said in (words.answer(found), words.standing(found), found.comparison.sentence):  # type: ignore[union-attr]
         assert said in page.text
     for said in (
         "updates refused",
-        "Updates refused in the arm with context: oversized 6.",
+        "Updates refused in the arm embedded: oversized 6.",
         "percentile bootstrap",
         "cod verify",
     ):
@@ -225,16 +225,16 @@ def test_a_page_of_every_arm_is_complete_and_needs_nothing_else() -> None:
 def test_what_is_drawn_is_what_the_json_says() -> None:
     found = made(others=EVERYTHING)
     said, page = found.json(), Page(render(studied(found)))
-    curves = {"with context": said["positions"], **{words.label(name): at for name, at in said["controls"].items()}}
+    curves = {"embedded": said["positions"], **{words.label(name): at for name, at in said["controls"].items()}}
     curves["openai:other-model"] = [point.json() for point in found.arms[-1].curve.points]
-    curves |= {words.label("memoryless"): said["floor"], words.label("perfect"): said["ceiling"]}
+    curves |= {"floor": said["floor"], "ceiling": said["ceiling"]}
     expected = {
         (label, point["position"]): (point["mean"], point["low"], point["high"])
         for label, at in curves.items()
         for point in at
     }
     assert page.drawn() == expected
-    last = {words.label(name): points[-1] for name, points in said["differences"].items()}
+    last = {words.label(name): points[-1] for name, points in said["differences"].items() if name != RIVAL}
     assert page.drawn(differences=True) == {name: (at["mean"], at["low"], at["high"]) for name, at in last.items()}
     for point in (*said["positions"], *said["controls"]["frozen"]):
         assert f"[{point['low']:.2f}, {point['high']:.2f}]" in page.text
@@ -480,18 +480,71 @@ def test_without_the_control_nothing_is_claimed() -> None:
     [
         (0.75, 0.5, 1.0, "has come 50% of the way"),
         (0.25, 0.5, 1.0, "is below both"),
-        (1.0, 0.5, 0.75, "as good as that"),
+        (1.0, 0.5, 0.75, "as good as the ceiling"),
         (0.5, 0.5, 0.5, "memory hardly pays"),
     ],
 )
 def test_where_the_model_stands_between_floor_and_ceiling(last: float, floor: float, ceiling: float, said: str) -> None:
     def flat(mean: float) -> Any:
-        return curve(np.repeat([[0.0], [1.0], [1.0], [1.0]], 2, axis=1) * 0 + mean)
+        return curve(np.full((200, 2), mean))
 
     found = made(positions=2)
     arms = (replace(found.arms[0], curve=flat(last)), *found.arms[1:])
     assert said in words.standing(replace(found, arms=arms, floor=flat(floor), ceiling=flat(ceiling)))
     assert words.standing(replace(found, floor=None)) == ""
+
+
+def test_whether_memory_pays_is_not_said_of_few_packs() -> None:
+    """Floor 0.81 and ceiling 0.81 of 16 packs: there may be nothing between them, or a lot."""
+    chance = curve(np.repeat([[1.0]] * 13 + [[0.0]] * 3, 2, axis=1))
+    said = words.standing(replace(made(positions=2, packs=16), floor=chance, ceiling=chance))
+    assert "too few packs to say" in said and "hardly" not in said
+
+
+def test_how_often_chance_shows_something_follows_from_the_differences() -> None:
+    assert "With 1 difference, expect about one evaluation in 20" in words.by_chance(1)
+    assert "With 11 differences, expect about one evaluation in 2 " in words.by_chance(11)
+    assert words.by_chance(9) in Page(render(studied(made(others=CONTROLS)))).text
+
+
+@pytest.mark.parametrize(
+    ("failed", "why"), [({"malformed": 40}, "this world's language"), ({"written": 0, "refused": 40}, "every update")]
+)
+def test_a_context_that_nobody_reads_or_writes_cannot_be_measured(failed: dict[str, int], why: str) -> None:
+    found = made(ours=(0, 0), bare=(0, 0), packs=64)
+    deaf = tuple(replace(measure(at), **failed) for at in range(4))  # type: ignore[arg-type]
+    found = replace(found, arms=(replace(found.arms[0], measures=deaf), *found.arms[1:]))
+    assert words.verdict(found) == "cannot be measured" and "more packs" not in words.answer(found)
+    assert sum(why in said for said in words.answers([found])) == 1
+    assert "it cannot be measured" in words.answers([found, made("alchemy:tiny")])[0]
+    assert "cannot be measured" in [cell.mean for cell in tables.overview([found, made()]).rows[0].cells]
+    hurt = replace(found, benefit=difference(np.zeros((64, 4)), np.ones((64, 4))))
+    assert words.verdict(hurt) == "hurts"
+
+
+def test_two_models_are_what_the_answer_the_title_and_the_tables_are_about() -> None:
+    lake, lab = made(others=(RIVAL,), ours=(0.9, 0.95)), made("alchemy:tiny", (RIVAL,), ours=(0.9, 0.95))
+    assert lake.comparison is not None
+    assert words.answers([lake])[0] == lake.comparison.sentence
+    assert not any("context did it" in said for said in words.answers([lake]))
+    study = studied(lake, lab)
+    whole, page = study.json()["overall"]["comparison"], Page(render(study)).text
+    assert whole["better"] == "embedded" and f"Over all 2 parts: {whole['sentence']}" in page
+    assert "Which is better, embedded or openai:other-model?" in page and "What the context is worth" not in page
+    assert tables.overview([lake, lab]).rows[-1].cells[-1].mean == "embedded"
+
+
+def test_before_any_note_a_difference_is_luck() -> None:
+    found = made(others=("no-context", "attempts"), packs=200, ours=(0.95, 0.95), bare=(0.2, 0.2))
+    bare, more = tables.differences(found).rows
+    assert [cell.kind for cell in bare.cells] == ["", "up", "up", "up", "up"] and more.cells[0].kind == "up"
+
+
+def test_floor_and_ceiling_are_not_called_as_the_arms_of_their_players() -> None:
+    found = made(others=PLAYERS)
+    names = [row.label for row in tables.rewards(found).rows]
+    assert names == ["with context", "memoryless player", "perfect player", "floor", "ceiling"]
+    assert [one.label for one in chart.principal(found)][:2] == ["floor", "ceiling"]
 
 
 # ---- figures ----
@@ -534,12 +587,31 @@ def test_tables_fit_the_terminal_and_have_every_arm_once(width: int, capsys: pyt
     seen: list[str] = []
     for table in by_position(found, width):
         names = [str(column.header) for column in table.columns]
-        assert names[:2] == ["task", "with context"] and len(names) <= 5
+        assert names[:2] == ["task", "embedded"] and len(names) <= 5
         seen += names[2:]
         Console(width=width).print(table)
-    assert seen == [*CONTROLS, *PLAYERS, "against: openai:o..."]
+    assert seen == [*CONTROLS, *PLAYERS, "openai:other-model", "floor", "ceiling"]
     lines = capsys.readouterr().out.splitlines()
     assert max(map(len, lines)) <= width and not any("…" in line for line in lines)
+
+
+@pytest.mark.parametrize("width", [62, 80, 120])
+def test_large_rewards_are_not_cut(width: int, capsys: pytest.CaptureFixture[str]) -> None:
+    from rich.console import Console
+
+    found = made(others=("no-context", "frozen"), model="cliffs")
+    worse = tuple(replace(arm, curve=curve(arm.rewards * 99 - 199)) for arm in found.arms)
+    for table in by_position(replace(found, arms=worse), width):
+        Console(width=width).print(table)
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= width
+    for arm in worse:
+        assert any(str(arm.curve.points[1]) in line for line in lines)
+        assert any(arm.curve.gain.signed in line for line in lines)
+    for named in (True, False):
+        drawn = Page(chart.curves([chart.Line("cliffs", "main", worse[0].curve)], width=320, named=named))
+        ends = [(float(said["x"]), said["text-anchor"]) for tag, said in drawn.elements if tag == "text"]
+        assert ends and all(x < 320 - 6 * len("-100.50") for x, anchor in ends if anchor == "start")
 
 
 @pytest.mark.parametrize("width", [62, 80, 120])

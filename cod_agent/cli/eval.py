@@ -170,7 +170,7 @@ def _studied(parts: Sequence[Plan], db: Path, out: Path, api_key: str | None, ra
             progress.append(stack.enter_context(Progress(sum(lane.tasks for lane in lanes), "tasks")))
 
         def told(lane: Lane, pack: int, outcome: Outcome) -> None:
-            progress[0].step(lane.name)
+            progress[0].step(f"arm {lane.name}")
 
         watch = Watch(begins=begins, outcome=told)
         return asyncio.run(study(parts, memory, watch, api_key=api_key, cluster=cluster))

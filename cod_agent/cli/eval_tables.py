@@ -7,6 +7,7 @@ every table.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from textwrap import wrap
 from typing import TYPE_CHECKING, Literal
 
 import typer
@@ -17,13 +18,13 @@ from rich.text import Text
 from cod_agent.cli.output import console
 
 if TYPE_CHECKING:
-    from cod_agent.evaluation import Evaluation, Study
+    from cod_agent.evaluation import Comparison, Evaluation, Study
     from cod_agent.evaluation.tables import Cell
 
 MOST = 4
 """Arms beside each other."""
-_COLUMN, _FIRST = 23, 14
-"""Characters that a column of rewards takes, and the one of the tasks."""
+_CELL, _FIRST = 20, 14
+"""Characters of a cell with rewards between 0 and 1, and of the column of tasks."""
 _NUMBER, _NAME = 10, 22
 """The same of a column of measures, and of their names."""
 
@@ -40,12 +41,16 @@ def tell(study: Study) -> None:
 
 def _tell(found: Evaluation) -> None:
     from cod_agent.evaluation import tables, words
+    from cod_agent.evaluation.result import MAIN
 
     screen = console()
     for table in by_position(found, screen.width):
         screen.print(table)
     typer.echo("mean reward [95% interval]")
-    if found.arms[1:]:
+    if found.comparison is not None:
+        typer.echo(f"\n{words.short(MAIN, found)} minus {words.short(found.arms[-1].name, found)}:")
+        screen.print(_ahead(found.comparison))
+    if tables.beside(found):
         typer.echo("\nWhat the context is worth at the last task, beside each arm:")
         screen.print(_worth(found))
     if found.arms[0].measures:
@@ -60,10 +65,11 @@ def _together(study: Study) -> None:
     """The parts below each other, at their last task."""
     from cod_agent.evaluation import tables, words
 
-    made = _table(("the last task", "with context", "without", "worth", "floor", "ceiling"), left=True)
-    for found in study.evaluations:
-        made.add_row(Text(words.title(found)), *map(_both, tables.overview(found)))
-    typer.echo("")
+    parts = tables.overview(study.evaluations)
+    made = _table((parts.head[0], *(words.cut(name, 24) for name in parts.head[1:-1])), left=True)
+    for row in parts.rows:
+        made.add_row(Text(row.label), *map(_both, row.cells[:-1]))
+    typer.echo(f"\n{parts.caption}")
     console().print(made)
     for said in words.answers(study.evaluations):
         typer.echo(said)
@@ -72,27 +78,46 @@ def _together(study: Study) -> None:
 def by_position(found: Evaluation, width: int = 120) -> Iterator[Table]:
     """Reward by position, a column for each arm; several tables where they do not fit into `width` characters."""
     from cod_agent.evaluation.tables import change, curves_of, reward
-    from cod_agent.evaluation.words import cut
+    from cod_agent.evaluation.words import cut, short
 
-    curves = curves_of(found)
-    main, *rest = curves
-    beside = max(1, min(MOST, (width - _FIRST) // _COLUMN) - 1)
-    for at in range(0, max(1, len(rest)), beside):
-        names = (main, *rest[at : at + beside])
-        made = _table(("task", *(cut(name, _COLUMN - 3) for name in names)), bold=1)
+    cells: dict[str, list[str]] = {}
+    for name, curve in curves_of(found).items():
+        cells[name] = [_both(cell) for cell in (*map(reward, curve.points), change(curve.gain))]
+    room = max([_CELL, *(len(cell) for column in cells.values() for cell in column)])
+    main, *rest = cells
+    beside = min(MOST, (width - _FIRST) // (room + 3)) - 1
+    starts = range(0, max(1, len(rest)), max(1, beside))
+    # Where rewards are so large that no two arms fit, each has a table of its own.
+    groups = [(main, *rest[at : at + beside]) for at in starts] if beside > 0 else [(name,) for name in cells]
+    for names in groups:
+        made = _table(("task", *("\n".join(wrap(cut(short(name, found), 3 * room), room)) for name in names)), bold=1)
         for position in range(found.pack_size):
-            made.add_row(str(position + 1), *(_both(reward(curves[name].points[position])) for name in names))
+            made.add_row(str(position + 1), *(cells[name][position] for name in names))
         made.add_section()
-        made.add_row("last - first", *(_both(change(curves[name].gain)) for name in names))
+        made.add_row("last - first", *(cells[name][-1] for name in names))
         yield made
+
+
+def _ahead(found: Comparison) -> Table:
+    """One model minus the other, by position and over all tasks."""
+    from cod_agent.evaluation.tables import change
+
+    made = _table(("task", "difference"))
+    for point in found.positions:
+        made.add_row(str(point.position + 1), _both(change(point)))
+    made.add_section()
+    made.add_row("all tasks", _both(change(found.overall)))
+    return made
 
 
 def _worth(found: Evaluation) -> Table:
     """What the main arm is ahead of each other one, at the last task."""
-    from cod_agent.evaluation.tables import change
+    from cod_agent.evaluation.result import MAIN
+    from cod_agent.evaluation.tables import beside, change
+    from cod_agent.evaluation.words import cut, short
 
-    made = _table(("arm", "with context minus it"), left=True)
-    for arm in found.arms[1:]:
+    made = _table(("arm", f"{cut(short(MAIN, found), 24)} minus it"), left=True)
+    for arm in beside(found):
         made.add_row(Text(arm.name), _both(change(arm.difference[-1] if arm.difference else None)))
     return made
 

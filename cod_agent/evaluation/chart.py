@@ -12,10 +12,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 from xml.etree import ElementTree as Tree
 
-from cod_agent.evaluation.players import CEILING, FLOOR
 from cod_agent.evaluation.result import AGAINST, MAIN, NO_CONTEXT
 from cod_agent.evaluation.statistics import Curve, Interval, Point
-from cod_agent.evaluation.words import cut, label, plain
+from cod_agent.evaluation.words import HIGHEST, LOWEST, cut, label, plain
 
 if TYPE_CHECKING:
     from cod_agent.evaluation.result import Evaluation
@@ -55,20 +54,19 @@ def principal(found: Evaluation) -> list[Line]:
     """The lines that say it all: floor and ceiling, without context, the other model, with context; what there is of them."""
     arms = {arm.name: arm.curve for arm in found.arms}
     ends: tuple[tuple[Kind, str, Curve | None], ...] = (
-        ("floor", FLOOR, found.floor or arms.get(FLOOR)),
-        ("ceiling", CEILING, found.ceiling or arms.get(CEILING)),
+        ("floor", LOWEST, found.floor),
+        ("ceiling", HIGHEST, found.ceiling),
     )
     lines = [Line(label(name), kind, curve) for kind, name, curve in ends if curve is not None]
     if NO_CONTEXT in arms:
         lines.append(Line(label(NO_CONTEXT), "bare", arms[NO_CONTEXT]))
-    lines += [Line(arm.model, "against", arm.curve) for arm in found.arms if arm.name.startswith(AGAINST)]
-    return [*lines, Line(label(MAIN), "main", found.main)]
+    lines += [Line(label(arm.name, found), "against", arm.curve) for arm in found.arms if arm.name.startswith(AGAINST)]
+    return [*lines, Line(label(MAIN, found), "main", found.main)]
 
 
 def others(found: Evaluation) -> list[Line]:
     """The other arms."""
-    known = (MAIN, NO_CONTEXT, FLOOR, CEILING)
-    rest = [arm for arm in found.arms[1:] if arm.name not in known and not arm.name.startswith(AGAINST)]
+    rest = [arm for arm in found.arms[1:] if arm.name != NO_CONTEXT and not arm.name.startswith(AGAINST)]
     return [Line(label(arm.name), "other", arm.curve) for arm in rest]
 
 
@@ -99,6 +97,12 @@ def apart(wanted: Sequence[float], gap: float, most: float) -> list[float]:
     return placed
 
 
+def ending(name: str, value: float) -> str:
+    """What stands where a line ends: its name, cut where there is no room, and its last value."""
+    said = f"{value:.2f}"
+    return f"{cut(name, 28 - len(said))}  {said}"
+
+
 def curves(
     lines: Sequence[Line], *, width: int = 720, height: int = _HEIGHT, named: bool = True, axis: str = ""
 ) -> str:
@@ -112,11 +116,15 @@ def curves(
     """
     low, high = span(line.curve for line in lines)
     n = len(lines[0].curve.points)
-    right = width - (190 if named else 40)
+    known = [(line, point) for line in lines if (point := _end(line.curve)) is not None]
+    shown = [ending(line.label, point.mean) if named else f"{point.mean:.2f}" for line, point in known]
+    # Room for what stands beside the drawing, however long the numbers are.
+    left = max([_LEFT, *(12 + 7 * len(f"{tick:g}") for tick in ticks(low, high))])
+    right = width - max([190 if named else 40, *(8 + 7 * len(text) for text in shown)])
     bottom = height - (_BELOW if axis else _BELOW - 16)
 
     def x(position: int) -> float:
-        return _LEFT + 12 + (right - _LEFT - 24) * (position / (n - 1) if n > 1 else 0.5)
+        return left + 12 + (right - left - 24) * (position / (n - 1) if n > 1 else 0.5)
 
     def y(value: float) -> float:
         return bottom - (bottom - _TOP) * (value - low) / (high - low)
@@ -124,25 +132,22 @@ def curves(
     said = "; ".join(f"{line.label}: {', '.join(f'{p.mean:.2f}' for p in line.curve.points)}" for line in lines)
     svg = _svg(width, height, f"Mean reward by task. {said}")
     for tick in ticks(low, high):
-        _add(svg, "line", "grid", x1=_LEFT, x2=right, y1=y(tick), y2=y(tick))
-        _text(svg, f"{tick:g}", "tick", _LEFT - 7, y(tick) + 4, "end")
-    every = -(-n // max(1, int((right - _LEFT) / 28)))
+        _add(svg, "line", "grid", x1=left, x2=right, y1=y(tick), y2=y(tick))
+        _text(svg, f"{tick:g}", "tick", left - 7, y(tick) + 4, "end")
+    every = -(-n // max(1, int((right - left) / 28)))
     for position in range(0, n, every):
         _text(svg, str(position + 1), "tick", x(position), bottom + 20, "middle")
     if axis:
-        _text(svg, axis, "tick", (_LEFT + right) / 2, height - 4, "middle")
+        _text(svg, axis, "tick", (left + right) / 2, height - 4, "middle")
     ordered = sorted(lines, key=lambda line: not line.dashed)
     for line in ordered:
         if not line.dashed:
             _band(svg, line, x, y)
     for line in ordered:
         _curve(svg, line, x, y)
-    ends = [(line, _end(line.curve)) for line in lines]
-    known = [(line, point) for line, point in ends if point is not None]
     places = apart([y(point.mean) + 4 for _, point in known], _GAP if named else 14, bottom + 4)
-    for (line, point), place in zip(known, places, strict=True):
-        shown = f"{cut(line.label, 24)}  {point.mean:.2f}" if named else f"{point.mean:.2f}"
-        _text(svg, shown, f"name {line.kind}", right + 2, place, "start")
+    for (line, _), text, place in zip(known, shown, places, strict=True):
+        _text(svg, text, f"name {line.kind}", right + 2, place, "start")
     return _markup(svg)
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cod_agent.errors import MissingExtra
-from cod_agent.evaluation.chart import Line, apart, others, principal, span
+from cod_agent.evaluation.chart import Line, apart, ending, others, principal, span
 from cod_agent.evaluation.words import cut, seeds
 
 if TYPE_CHECKING:
@@ -89,7 +89,7 @@ def _lines(axes: Any, lines: Sequence[Line], styles: Sequence[dict[str, Any]], *
     places = apart([y for _, y, _, _ in ends], _CLOSEST * (high - low), high + 0.03 * (high - low))
     for (x, y, name, style), place in zip(ends, places, strict=True):
         axes.annotate(
-            f"{cut(name, 24)}  {y:.2f}",
+            ending(name, y),
             (x, place),
             xytext=(10, 0),
             textcoords="offset points",

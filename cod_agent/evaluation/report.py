@@ -17,11 +17,19 @@ from typing import Any
 from cod_agent.errors import MissingExtra
 from cod_agent.evaluation import chart, tables
 from cod_agent.evaluation.figure import draw
-from cod_agent.evaluation.players import CEILING, FLOOR
-from cod_agent.evaluation.result import Evaluation, Study
+from cod_agent.evaluation.result import MAIN, Evaluation, Study
 from cod_agent.evaluation.samples import EDGE, LivedTask, Sample, samples
 from cod_agent.evaluation.statistics import DRAWS
-from cod_agent.evaluation.words import answers, commands, label, meaning, plain, seeds, title, verdict
+from cod_agent.evaluation.words import (
+    answers,
+    by_chance,
+    commands,
+    label,
+    meaning,
+    plain,
+    seeds,
+    title,
+)
 from cod_agent.memory.readonly import look
 
 TEMPLATE = Path(__file__).with_name("report.html.jinja")
@@ -88,7 +96,7 @@ def _page(study: Study, drawn: Callable[[str], Any]) -> dict[str, Any]:
     lived = _samples(study)
     worlds = ", ".join(dict.fromkeys(one.world for one in found))
     return {
-        "title": f"Does the context help {found[0].model}?",
+        "title": _question(found[0]),
         "subtitle": f"Reward by position in {worlds}: the model solves related tasks one after another, and rewrites a note to itself, its "
         "context, after each of them.",
         "answers": answers(found),
@@ -96,10 +104,19 @@ def _page(study: Study, drawn: Callable[[str], Any]) -> dict[str, Any]:
         "parts": [_part(one, seen, drawn) for one, seen in zip(found, lived, strict=True)],
         "edge": EDGE,
         "draws": DRAWS,
-        "arms": max(len(one.arms) for one in found),
+        "overview": tables.overview(found) if found[1:] else None,
+        "chance": by_chance(beside) if (beside := max(len(one.arms) - 1 for one in found)) else "",
         "command": "\n".join(commands(study)),
         "verify": f"cod verify {study.database}",
     }
+
+
+def _question(found: Evaluation) -> str:
+    if (rival := found.rival) is not None:
+        return f"Which is better, {found.model} or {label(rival.name, found)}?"
+    return (
+        f"Does its context help the model \N{LEFT DOUBLE QUOTATION MARK}{found.model}\N{RIGHT DOUBLE QUOTATION MARK}?"
+    )
 
 
 def _facts(study: Study) -> list[tuple[str, str]]:
@@ -128,15 +145,12 @@ def _samples(study: Study) -> list[tuple[Sample, ...]]:
 
 def _part(found: Evaluation, lived: Sequence[Sample], drawn: Callable[[str], Any]) -> dict[str, Any]:
     lines, axis = chart.principal(found), "task in the pack" if found.packing == "cod" else "time the task is lived"
-    rest = [chart.Row(label(arm.name), arm.difference[-1]) for arm in found.arms[1:] if arm.difference]
+    rest = [chart.Row(label(arm.name), arm.difference[-1]) for arm in tables.beside(found) if arm.difference]
     around = [line for line in lines if line.kind in ("floor", "ceiling", "main")]
     return {
         "title": title(found),
         "subtitle": f"{found.amount}, {seeds(found)}, split {found.split}; model {found.model}",
-        "packs": found.packs,
-        "verdict": verdict(found),
         "answers": answers([found]),
-        "overview": tables.overview(found),
         "legend": list(reversed(lines)),
         "bounded": any(line.dashed for line in lines),
         "small": drawn(chart.curves(lines, width=320, height=200, named=False)),
@@ -146,6 +160,7 @@ def _part(found: Evaluation, lived: Sequence[Sample], drawn: Callable[[str], Any
             (line.label, drawn(chart.curves([*around[:-1], line, around[-1]], width=320, height=190, named=False)))
             for line in chart.others(found)
         ],
+        "main": label(MAIN, found),
         "rewards": tables.rewards(found),
         "forest": drawn(chart.differences(rest, width=940)),
         "narrow_forest": drawn(chart.differences(rest, width=360, named=130)),
@@ -161,9 +176,7 @@ def _part(found: Evaluation, lived: Sequence[Sample], drawn: Callable[[str], Any
 
 
 def _meanings(found: Evaluation) -> list[tuple[str, str]]:
-    names = [arm.name for arm in found.arms]
-    players = [name for name, curve in ((FLOOR, found.floor), (CEILING, found.ceiling)) if curve and name not in names]
-    return [(label(name), meaning(name)) for name in [*names, *players]]
+    return [(label(name, found), meaning(name)) for name in tables.curves_of(found)]
 
 
 def _shown(one: Sample) -> dict[str, Any]:

@@ -9,6 +9,7 @@ The first arm of an evaluation is the main one, the model with its own context.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -177,7 +178,7 @@ class Evaluation:
         """In words: `512 packs of 4`."""
         tasks = f"{self.pack_size}" if self.packing == "cod" else f"one task {self.pack_size} times"
         times = f", each {self.repeats} times" if self.repeats > 1 else ""
-        return f"{self.packs:,} packs of {tasks}{times}"
+        return f"{self.packs:,} pack{'s' if self.packs != 1 else ''} of {tasks}{times}"
 
     def json(self) -> dict[str, Any]:
         """One JSON object. `positions` is a list of {position, mean, low, high, n}, and so is each of `controls`."""
@@ -240,25 +241,32 @@ class Study:
         for one in self.evaluations:
             for arm in one.arms[1:]:
                 ahead.setdefault(arm.name, []).append((one.arms[0].rewards - arm.rewards)[:, -1])
-        whole = {name: values for name, values in ahead.items() if len(values) == len(mains)}
+        everywhere = {name: values for name, values in ahead.items() if len(values) == len(mains)}
+        whole = compared(self.evaluations)
         return {
             "mean": together([by_pack(rewards) for rewards in mains]).json(),
             "gain": together([rewards[:, -1] - rewards[:, 0] for rewards in mains]).json(),
-            "benefit": together(whole[NO_CONTEXT]).json() if NO_CONTEXT in whole else None,
-            "differences": {name: together(values).json() for name, values in whole.items()},
-            "comparison": self._compared(),
+            "benefit": together(everywhere[NO_CONTEXT]).json() if NO_CONTEXT in everywhere else None,
+            "differences": {name: together(values).json() for name, values in everywhere.items()},
+            "comparison": whole and whole.json(),
             "packs": sum(one.packs for one in self.evaluations),
             "calls": sum(one.calls for one in self.evaluations),
             "seconds": round(self.seconds, 1),
         }
 
-    def _compared(self) -> dict[str, Any] | None:
-        """The two models over all tasks of all parts."""
-        first = self.evaluations[0].comparison
-        if first is None:
-            return None
-        ahead = [by_pack(one.arms[0].rewards - one.rival.rewards) for one in self.evaluations if one.rival]
-        return {"model": first.model, "other": first.other, "overall": together(ahead).json()}
+
+def compared(found: Sequence[Evaluation]) -> Comparison | None:
+    """The two models over all tasks of all parts, each part of the same weight; None where there is one model.
+
+    Student's t takes all packs as one sample, which all parts have as many of: what lies between parts counts as spread, so it is no
+    surer than the interval.
+    """
+    first = found[0].comparison
+    if first is None:
+        return None
+    ahead = [by_pack(one.arms[0].rewards - one.rival.rewards) for one in found if one.rival]
+    each = np.concatenate(ahead)
+    return Comparison(first.model, first.other, (), together(ahead), at_least(each), at_least(-each))
 
 
 def by_pack(rewards: Rewards) -> Rewards:

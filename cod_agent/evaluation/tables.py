@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from cod_agent.evaluation.players import CEILING, FLOOR
-from cod_agent.evaluation.result import MAIN, NO_CONTEXT
-from cod_agent.evaluation.words import label
+from cod_agent.evaluation.result import AGAINST, MAIN, NO_CONTEXT, compared
+from cod_agent.evaluation.statistics import paired
+from cod_agent.evaluation.words import HIGHEST, LOWEST, UNMEASURED, label, title, verdict
 
 if TYPE_CHECKING:
     from cod_agent.evaluation.measures import Measure
-    from cod_agent.evaluation.result import Comparison, Evaluation
+    from cod_agent.evaluation.result import Arm, Comparison, Evaluation
     from cod_agent.evaluation.statistics import Curve, Interval
 
 
@@ -55,49 +56,95 @@ def reward(found: Interval | None) -> Cell:
     return Cell(f"{found.mean:.2f}", f"[{found.low:.2f}, {found.high:.2f}]")
 
 
-def change(found: Interval | None) -> Cell:
-    """A difference, with its sign."""
+def change(found: Interval | None, *, luck: bool = False) -> Cell:
+    """A difference, with its sign; one that can only be luck is never called clear of zero."""
     if found is None or found.mean != found.mean:
         return NOTHING
-    kind = "up" if found.low > 0 else "down" if found.high < 0 else ""
+    kind = "" if luck else "up" if found.low > 0 else "down" if found.high < 0 else ""
     return Cell(f"{found.mean:+.2f}", f"[{found.low:+.2f}, {found.high:+.2f}]", kind)
 
 
-def overview(found: Evaluation) -> tuple[Cell, ...]:
-    """The last task: with context, without, what it is worth, floor and ceiling."""
+def overview(found: Sequence[Evaluation]) -> Table:
+    """The parts of a study below each other, at their last task; two models over all tasks, and over all parts."""
+    whole = compared(found)
+    if whole is None:
+        head = ("part", "with context", "without", "worth", "floor", "ceiling", "the context")
+        return Table(
+            "The last task of each part: mean reward, and its 95% interval.", head, tuple(map(_at_last, found))
+        )
+    rows = [_of_two(one) for one in found]
+    rows.append(
+        Row("all parts", (NOTHING, NOTHING, change(whole.overall), NOTHING, NOTHING, Cell(_better(whole))), True)
+    )
+    head = ("part", whole.model, label(f"{AGAINST}{whole.other}", found[0]), "difference", "floor", "ceiling", "better")
+    return Table("All tasks of each part: mean reward, and its 95% interval.", head, tuple(rows))
+
+
+def _at_last(found: Evaluation) -> Row:
     ends = [found.main, found.controls.get(NO_CONTEXT)]
     players = [curve.points[-1].mean if curve else float("nan") for curve in (found.floor, found.ceiling)]
-    return (
-        *(reward(curve.points[-1] if curve else None) for curve in ends),
-        change(found.benefit),
-        *(Cell(f"{mean:.2f}") if mean == mean else NOTHING for mean in players),
+    said = verdict(found)
+    worth = Cell(UNMEASURED) if said == UNMEASURED else change(found.benefit)
+    rewards = (reward(curve.points[-1] if curve else None) for curve in ends)
+    return Row(title(found), (*rewards, worth, *map(_mean, players), Cell(said)))
+
+
+def _of_two(found: Evaluation) -> Row:
+    ours, theirs = found.main.overall, found.rival.curve.overall if found.rival else None
+    players = [curve.overall.mean if curve else float("nan") for curve in (found.floor, found.ceiling)]
+    ahead = change(found.comparison.overall if found.comparison else None)
+    return Row(
+        title(found), (reward(ours), reward(theirs), ahead, *map(_mean, players), Cell(_better(found.comparison)))
     )
+
+
+def _better(found: Comparison | None) -> str:
+    return (found and found.better) or "not clear"
+
+
+def _mean(value: float) -> Cell:
+    return Cell(f"{value:.2f}") if value == value else NOTHING
 
 
 def curves_of(found: Evaluation) -> dict[str, Curve]:
     """The curve of every arm by its name, the main one first; floor and ceiling are those of the world's players."""
     curves = {arm.name: arm.curve for arm in found.arms}
-    for name, curve in ((FLOOR, found.floor), (CEILING, found.ceiling)):
-        if curve is not None:
-            curves.setdefault(name, curve)
-    return curves
+    ends = ((LOWEST, found.floor), (HIGHEST, found.ceiling))
+    return curves | {name: curve for name, curve in ends if curve is not None}
 
 
 def rewards(found: Evaluation) -> Table:
     """Reward by position of every arm, floor and ceiling."""
     rows = (
-        Row(label(name), (*map(reward, curve.points), change(curve.gain), reward(curve.overall)), name == MAIN)
+        Row(label(name, found), (*map(reward, curve.points), change(curve.gain), reward(curve.overall)), name == MAIN)
         for name, curve in curves_of(found).items()
     )
     head = ("arm", *_tasks(found), "last - first", "all tasks")
     return Table(f"Mean reward and its 95% interval, over {found.packs:,} packs.", head, tuple(rows))
 
 
+_OTHER_START = ("attempts", FLOOR, CEILING)
+"""Arms that differ from the main one at the first task already: more tries, another player."""
+
+
 def differences(found: Evaluation) -> Table:
-    """The main arm minus each other arm, by position."""
-    rows = (Row(label(arm.name), tuple(map(change, arm.difference))) for arm in found.arms[1:] if arm.difference)
-    caption = "With context minus the arm, pack by pack, and the 95% interval."
-    return Table(caption, ("arm", *_tasks(found)), tuple(rows))
+    """The main arm minus each other arm, by position and over all tasks; another model has a table of its own."""
+    rows = []
+    for arm in beside(found):
+        luck = arm.name not in _OTHER_START
+        cells = [change(point, luck=luck and not point.position) for point in arm.difference or ()]
+        over = change(paired(found.arms[0].rewards, arm.rewards).overall, luck=luck and found.pack_size == 1)
+        rows.append(Row(label(arm.name), (*cells, over)))
+    caption = (
+        f"{label(MAIN, found)} minus the arm, pack by pack, and the 95% interval. At task 1 no arm has a note yet: what lies between arms "
+        "of one model is luck there, but for more attempts."
+    )
+    return Table(caption, ("arm", *_tasks(found), "all tasks"), tuple(rows))
+
+
+def beside(found: Evaluation) -> list[Arm]:
+    """The arms that say what the context is worth: all but the main one and another model's."""
+    return [arm for arm in found.arms[1:] if arm.difference and arm is not found.rival]
 
 
 def comparison(found: Comparison) -> Table:
@@ -149,7 +196,7 @@ def measures(found: Evaluation) -> Table:
     said = found.arms[0].measures
     shown = [quantity for quantity in _QUANTITIES if quantity.name != "tries"]
     rows = (Row(one.name, tuple(_cell(one.value(measure), one.form) for measure in said)) for one in shown)
-    head = ("with context", *(f"task {one.position + 1}" for one in said))
+    head = (label(MAIN, found), *(f"task {one.position + 1}" for one in said))
     return Table("With its context, by position: shares, and means per task.", head, tuple(rows))
 
 
@@ -159,7 +206,7 @@ def totals(found: Evaluation) -> Table:
     for arm in found.arms:
         if arm.measures:
             cells = (_cell(_over(arm.measures, quantity), quantity.form) for quantity in _QUANTITIES)
-            rows.append(Row(label(arm.name), tuple(cells), arm.name == MAIN))
+            rows.append(Row(label(arm.name, found), tuple(cells), arm.name == MAIN))
     head = ("arm", *(quantity.name for quantity in _QUANTITIES))
     return Table("Each arm, all positions together: shares, and means per task.", head, tuple(rows))
 
@@ -173,7 +220,7 @@ def refusals(found: Evaluation) -> list[str]:
             reasons[reason] = reasons.get(reason, 0) + n
         if reasons:
             counted = ", ".join(f"{reason} {n:,}" for reason, n in reasons.items())
-            said.append(f"Updates refused in the arm {label(arm.name)}: {counted}.")
+            said.append(f"Updates refused in the arm {label(arm.name, found)}: {counted}.")
     return said
 
 

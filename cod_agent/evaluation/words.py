@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import shlex
 from collections.abc import Sequence
@@ -10,12 +11,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cod_agent.evaluation.players import CEILING, FLOOR
-from cod_agent.evaluation.result import AGAINST, MAIN, NO_CONTEXT
+from cod_agent.evaluation.result import AGAINST, MAIN, NO_CONTEXT, compared
+from cod_agent.evaluation.statistics import Interval
 
 if TYPE_CHECKING:
     from cod_agent.evaluation.plan import Plan
     from cod_agent.evaluation.result import Evaluation, Study
-    from cod_agent.evaluation.statistics import Curve, Interval
+    from cod_agent.evaluation.statistics import Curve
 
 FLAT = 0.06
 """A difference of at most this is none that matters."""
@@ -25,6 +27,9 @@ MANY, FEW = 0.2, 64
 
 LONGEST = 2000
 """Characters of a text from elsewhere that are shown."""
+
+LOWEST, HIGHEST = "floor", "ceiling"
+"""How the world's players are named where they are played directly, so that no arm has the name of another's figures."""
 
 _MEANINGS = {
     MAIN: "The model as it is meant to live: after each task it rewrites its context, and gets it with the next task.",
@@ -40,23 +45,34 @@ _MEANINGS = {
     "and the best try counts. It shows what the same effort brings without memory.",
     "ralph-sample": "The first task of the pack again and again, with a context: learning one task by heart.",
     "ralph-full": "Each task of the pack again and again, with a context of its own; at each position the mean over the pack's tasks.",
-    FLOOR: "The world's own player that plays each task well and remembers nothing: the floor.",
-    CEILING: "The world's own player that notes everything it saw: the ceiling, as far as we could write one.",
+    LOWEST: "The world's own player that plays each task well and remembers nothing, played directly.",
+    HIGHEST: "The world's own player that remembers everything it saw, played directly: as good a one as we could write.",
+    FLOOR: "The player that remembers nothing as an arm of its own, with all that is recorded. It writes `null` every time.",
+    CEILING: "The player that remembers everything as an arm of its own, with all that is recorded.",
 }
 
-_LABELS = {MAIN: "with context", NO_CONTEXT: "without context", FLOOR: "memoryless player", CEILING: "perfect player"}
+_LABELS = {NO_CONTEXT: "without context", FLOOR: "memoryless player", CEILING: "perfect player"}
 
 
 def meaning(arm: str) -> str:
     """What an arm is for, in a sentence or two."""
     if arm.startswith(AGAINST):
-        return "The other model on the same packs, with its own contexts."
+        return "The other model on the same packs: after each task it rewrites a context of its own."
     return _MEANINGS.get(arm, "A player of the world on the same packs.")
 
 
-def label(arm: str) -> str:
-    """An arm as figures name it."""
-    return _LABELS.get(arm, arm)
+def label(arm: str, found: Evaluation | None = None) -> str:
+    """An arm as figures name it; of two models each by its name."""
+    name = short(arm, found)
+    return _LABELS.get(name, name)
+
+
+def short(arm: str, found: Evaluation | None = None) -> str:
+    """The same as columns of a terminal name it."""
+    if arm.startswith(AGAINST):
+        other = arm.removeprefix(AGAINST)
+        return f"{other} (other)" if found is not None and other == found.model else other
+    return found.model if arm == MAIN and found is not None and found.rival is not None else arm
 
 
 def answer(found: Evaluation) -> str:
@@ -72,6 +88,8 @@ def answer(found: Evaluation) -> str:
     worth, chances = found.benefit, f"{last} with it and {bare.points[-1]} without on {where}"
     if worth.mean != worth.mean:
         return "Nothing is known yet: no pack was lived to its last task both with its context and without."
+    if verdict(found) == UNMEASURED:
+        return f"What the context is worth cannot be measured: {_deaf(found)}. Reward is {chances}."
     if worth.low > 0:
         return f"The context helps: reward is {chances}, a difference of {worth.signed}."
     if worth.high < 0:
@@ -97,8 +115,12 @@ def answers(found: Sequence[Evaluation]) -> list[str]:
     """The answer of one part, or of all of them together, and what is to be known before believing it."""
     if len(found) == 1:
         (only,) = found
-        compared = [only.comparison.sentence] if only.comparison else []
-        return [answer(only), *filter(None, [standing(only)]), *compared, *doubts(only)]
+        if only.comparison is None:
+            return [answer(only), *filter(None, [standing(only)]), *doubts(only)]
+        with_and_without = [f"{only.model}: {answer(only)}"] if only.benefit is not None else []
+        return [only.comparison.sentence, *with_and_without, *filter(None, [standing(only)]), *doubts(only)]
+    whole = compared(found)
+    first = [f"Over all {len(found)} parts: {whole.sentence}"] if whole else []
     names: dict[str, list[str]] = {}
     for one in found:
         names.setdefault(verdict(one), []).append(title(one))
@@ -110,12 +132,15 @@ def answers(found: Sequence[Evaluation]) -> list[str]:
     for kind, words in (("hurts", "it hurts"), ("no difference", "it makes no difference that matters")):
         said += [f"{words} in {_listed(names[kind])}"] if kind in names else []
     said += [f"for {_listed(names['not clear'])} the data do not say"] if "not clear" in names else []
+    said += [f"in {_listed(names[UNMEASURED])} it cannot be measured"] if UNMEASURED in names else []
     said += [f"in {_listed(unknown)} nothing was compared"] if names and unknown else []
     of_all = [doubt for doubt in doubts(found[0]) if all(doubt in doubts(one) for one in found)]
     more = [(one, [one.comparison.sentence] if one.comparison else []) for one in found]
     more += [(one, [doubt for doubt in doubts(one) if doubt not in of_all]) for one in found]
+    if whole is None or names:
+        first.append("; ".join(said) + ".")
     return [
-        "; ".join(said) + ".",
+        *first,
         *(f"{title(one)}: {sentence}" for one, sentences in more for sentence in sentences),
         *of_all,
     ]
@@ -134,7 +159,23 @@ def verdict(found: Evaluation) -> str:
         return "helps"
     if worth.high < 0:
         return "hurts"
+    if _deaf(found):
+        return UNMEASURED
     return "no difference" if _flat(worth) else "not clear"
+
+
+UNMEASURED = "cannot be measured"
+"""The verdict on a context that nobody could read or write."""
+
+
+def _deaf(found: Evaluation) -> str:
+    """Why the context cannot show anything, or "": no answer was understood, or no update was accepted."""
+    main = found.arms[0].measures
+    if main and all(one.tries == one.malformed for one in main):
+        return "the model does not speak this world's language, none of its answers said anything that the world understands"
+    if sum(one.refused for one in main) and not any(one.written for one in main):
+        return "the model does not write contexts as it is asked to, every update was refused"
+    return ""
 
 
 def _flat(worth: Interval) -> bool:
@@ -147,6 +188,8 @@ def doubts(found: Evaluation) -> list[str]:
     said, main = [], found.arms[0].measures
     tries, updates = sum(one.tries for one in main), sum(one.written + one.refused for one in main)
     malformed, refused = sum(one.malformed for one in main), sum(one.refused for one in main)
+    if verdict(found) == UNMEASURED:
+        tries = updates = malformed = refused = 0  # is the answer already
     if malformed > MANY * tries:
         share = f"{malformed / tries:.0%} of the answers said nothing that the world understands"
         said.append(f"{share}: where the model does not speak its language, contexts cannot show what they are worth.")
@@ -154,7 +197,9 @@ def doubts(found: Evaluation) -> list[str]:
         said.append(f"{refused / updates:.0%} of the updates were refused, and left the context as it was.")
     if found.main.lost:
         said.append(f"{found.main.lost:,} tasks were lost to the infrastructure, and are left out.")
-    if found.packs < FEW:
+    if found.packs == 1:
+        said.append("One pack says next to nothing. Use 512 for a figure to quote.")
+    elif found.packs < FEW:
         said.append(f"{found.packs} packs are few: the intervals are wide. Use 512 for a figure to quote.")
     return said
 
@@ -164,14 +209,32 @@ def standing(found: Evaluation) -> str:
     if found.floor is None or found.ceiling is None:
         return ""
     last, floor, ceiling = (_last(curve) for curve in (found.main, found.floor, found.ceiling))
-    between = f"There a player that remembers nothing gets {floor:.2f}, and one that remembers everything {ceiling:.2f}"
-    if not ceiling - floor > FLAT:
-        return f"{between}: at this task memory hardly pays."
+    between = f"On task {found.pack_size} floor (remembers nothing) gets {floor:.2f}, and ceiling (remembers everything) {ceiling:.2f}"
+    there = _between(found.floor.points[-1], found.ceiling.points[-1])
+    if there.high <= FLAT:
+        return f"{between}: memory hardly pays there."
+    if not there.low > 0:
+        return f"{between}: too few packs to say what memory pays there."
+    who = found.model if found.rival else "the model"
     if last < floor:
-        return f"{between}: the model is below both."
+        return f"{between}: {who}, at {last:.2f}, is below both."
     if last >= ceiling:
-        return f"{between}: the model is as good as that."
-    return f"{between}: the model has come {share(last, floor, ceiling):.0%} of the way."
+        return f"{between}: {who}, at {last:.2f}, is as good as the ceiling."
+    return f"{between}: {who}, at {last:.2f}, has come {share(last, floor, ceiling):.0%} of the way."
+
+
+def _between(floor: Interval, ceiling: Interval) -> Interval:
+    """How far the ceiling is above the floor. Both intervals count, as if of different packs: a little too wide."""
+    mean = ceiling.mean - floor.mean
+    low = mean - math.hypot(ceiling.mean - ceiling.low, floor.high - floor.mean)
+    return Interval(mean, low, mean + math.hypot(ceiling.high - ceiling.mean, floor.mean - floor.low))
+
+
+def by_chance(differences: int) -> str:
+    """How often one of so many intervals of 95% excludes zero where nothing is different, were they independent."""
+    many = "1 difference" if differences == 1 else f"{differences} differences"
+    often = round(1 / (1 - 0.95 ** max(1, differences)))
+    return f"With {many}, expect about one evaluation in {often} to show one that excludes zero by chance alone"
 
 
 def share(value: float, floor: float, ceiling: float) -> float:
@@ -234,6 +297,7 @@ def plain(text: str, limit: int = LONGEST) -> str:
 
 
 def cut(text: str, longest: int) -> str:
-    """On one line, and not longer than there is room."""
+    """On one line, and not longer than there is room. Both ends stay: names of two models often begin alike."""
     line = plain(" ".join(text.split()))
-    return line if len(line) <= longest else f"{line[: longest - 3]}..."
+    end = (longest - 3) // 2
+    return line if len(line) <= longest else f"{line[: longest - 3 - end]}...{line[len(line) - end :]}"
