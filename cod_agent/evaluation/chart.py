@@ -66,7 +66,10 @@ def principal(found: Evaluation) -> list[Line]:
 
 def others(found: Evaluation) -> list[Line]:
     """The other arms."""
-    rest = [arm for arm in found.arms[1:] if arm.name != NO_CONTEXT and not arm.name.startswith(AGAINST)]
+    ends = (found.floor, found.ceiling)  # an arm that is one of them is drawn already
+    rest = [
+        arm for arm in found.arms[1:] if arm.name != NO_CONTEXT and arm is not found.rival and arm.curve not in ends
+    ]
     return [Line(label(arm.name), "other", arm.curve) for arm in rest]
 
 

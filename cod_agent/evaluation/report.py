@@ -123,6 +123,7 @@ def _facts(study: Study) -> list[tuple[str, str]]:
     found = study.evaluations
     return [
         ("model", found[0].model),
+        *([("beside it", label(rival.name, found[0]))] if (rival := found[0].rival) is not None else []),
         ("worlds", "; ".join(title(one) for one in found)),
         ("packs", "; ".join(dict.fromkeys(f"{one.amount}, split {one.split}" for one in found))),
         ("seeds", ", ".join(map(str, found[0].seeds))),

@@ -73,9 +73,8 @@ def overview(found: Sequence[Evaluation]) -> Table:
             "The last task of each part: mean reward, and its 95% interval.", head, tuple(map(_at_last, found))
         )
     rows = [_of_two(one) for one in found]
-    rows.append(
-        Row("all parts", (NOTHING, NOTHING, change(whole.overall), NOTHING, NOTHING, Cell(_better(whole))), True)
-    )
+    empty = Cell("")
+    rows.append(Row("all parts", (empty, empty, change(whole.overall), empty, empty, Cell(_better(whole))), True))
     head = ("part", whole.model, label(f"{AGAINST}{whole.other}", found[0]), "difference", "floor", "ceiling", "better")
     return Table("All tasks of each part: mean reward, and its 95% interval.", head, tuple(rows))
 

@@ -29,7 +29,7 @@ LONGEST = 2000
 """Characters of a text from elsewhere that are shown."""
 
 LOWEST, HIGHEST = "floor", "ceiling"
-"""How the world's players are named where they are played directly, so that no arm has the name of another's figures."""
+"""How the figures of the world's players are named that stand beside every arm; an arm of such a player keeps its own name."""
 
 _MEANINGS = {
     MAIN: "The model as it is meant to live: after each task it rewrites its context, and gets it with the next task.",
@@ -45,8 +45,8 @@ _MEANINGS = {
     "and the best try counts. It shows what the same effort brings without memory.",
     "ralph-sample": "The first task of the pack again and again, with a context: learning one task by heart.",
     "ralph-full": "Each task of the pack again and again, with a context of its own; at each position the mean over the pack's tasks.",
-    LOWEST: "The world's own player that plays each task well and remembers nothing, played directly.",
-    HIGHEST: "The world's own player that remembers everything it saw, played directly: as good a one as we could write.",
+    LOWEST: "The world's own player that plays each task well and remembers nothing: what there is without memory.",
+    HIGHEST: "The world's own player that remembers everything it saw, as good a one as we could write: what memory brings.",
     FLOOR: "The player that remembers nothing as an arm of its own, with all that is recorded. It writes `null` every time.",
     CEILING: "The player that remembers everything as an arm of its own, with all that is recorded.",
 }
@@ -195,6 +195,11 @@ def doubts(found: Evaluation) -> list[str]:
         said.append(f"{share}: where the model does not speak its language, contexts cannot show what they are worth.")
     if refused > MANY * updates:
         said.append(f"{refused / updates:.0%} of the updates were refused, and left the context as it was.")
+    if len(found.weights) > 1:
+        names = ", ".join(cut(name or "unknown", 40) for name in found.weights)
+        said.append(
+            f"{len(found.weights)} weights answered as {found.model} ({names}): these are figures of no one model."
+        )
     if found.main.lost:
         said.append(f"{found.main.lost:,} tasks were lost to the infrastructure, and are left out.")
     if found.packs == 1:
