@@ -80,7 +80,8 @@ class Progress:
         elif time.monotonic() - self._said >= EVERY:
             self._said = time.monotonic()
             seconds = self._said - self._started
-            typer.echo(f"{self._what}: {self._done} of {self._total}, {seconds:.0f} s {note}".rstrip(), err=True)
+            what = f", {note}" if note else ""
+            typer.echo(f"{self._what}: {self._done} of {self._total}, {seconds:.0f} s{what}", err=True)
 
     def line(self, text: str) -> None:
         """A line of results."""
