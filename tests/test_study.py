@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sqlite3
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -34,6 +35,7 @@ from cod_agent.evaluation import (
 )
 from cod_agent.evaluation.players import played
 from cod_agent.evaluation.statistics import difference, together
+from cod_agent.evaluation.words import doubts
 from cod_agent.memory.verify import verify
 
 PLAN = Plan("frozen-lake:small", "scripted:perfect", packs=4, pack_size=2, controls=(NO_CONTEXT,))
@@ -241,6 +243,18 @@ async def test_the_lanes_of_one_agent_are_not_the_lives_of_another(memory: Memor
     await evaluate(replace(plan, agent="other/blank", temperature=0.0, controls=()), memory)
     with pytest.raises(UsageError, match="lived by agent 'other/blank' with agent other/blank, not other"):
         await evaluate(replace(plan, agent="other", controls=("blank",)), memory)
+
+
+async def test_weights_that_changed_under_a_model_s_name_are_said(memory: Memory) -> None:
+    """A folder that a training wrote anew, an endpoint that serves another checkpoint: the name is the same, and the plan, too."""
+    first = await evaluate(replace(PLAN, packs=2), memory)
+    (weights,) = first.weights
+    with sqlite3.connect(memory.path) as conn:
+        conn.execute("UPDATE calls SET weights = 'w-2' WHERE id = 1")
+    mixed = await evaluate(replace(PLAN, packs=2), memory)
+    assert set(mixed.weights) == {weights, "w-2"}
+    told = "2 weights answered as scripted:perfect"
+    assert any(told in said for said in doubts(mixed)) and not any(told in said for said in doubts(first))
 
 
 def test_an_address_without_a_model_is_refused() -> None:

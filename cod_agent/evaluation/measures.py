@@ -183,6 +183,16 @@ def measured(memory: Memory, agent: str, runs: Iterable[str], *, again: bool = F
     return tuple(sums.measure(position) for position, sums in sorted(found.items()))
 
 
+def weights_of(memory: Memory, agent: str, runs: Iterable[str]) -> set[str]:
+    """The weights that answered the calls of an agent's runs, as the calls name them."""
+    query = (
+        "SELECT DISTINCT k.weights FROM runs r JOIN episodes e ON e.run_id = r.id JOIN calls k ON k.episode_id = e.id "
+        "WHERE r.agent = ? AND r.name IN (SELECT value FROM json_each(?))"
+    )
+    asked = (agent, json.dumps(list(runs)))
+    return {row[0] for row in memory.read_sync(lambda conn: conn.execute(query, asked).fetchall())}
+
+
 def _places(tasks: Iterable[tuple[int, int, str]]) -> dict[tuple[int, int], int]:
     """(run, position there) -> which of the run's tasks that is, where each may have been tried several times in a row."""
     places: dict[tuple[int, int], int] = {}

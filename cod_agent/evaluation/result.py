@@ -152,6 +152,8 @@ class Evaluation:
     """Of the world's perfect player."""
     comparison: Comparison | None = None
     """With another model on the same packs."""
+    weights: tuple[str, ...] = ()
+    """All that answered as the model, in all arms: more than one where it changed under its name in the middle."""
 
     @property
     def seed(self) -> int:

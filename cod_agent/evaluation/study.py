@@ -19,7 +19,7 @@ from cod_agent.evaluation.cluster import Cluster, fan_out
 from cod_agent.evaluation.controls import lanes_of
 from cod_agent.evaluation.lanes import Lane
 from cod_agent.evaluation.lives import Watch, live_all
-from cod_agent.evaluation.measures import Measure, measured
+from cod_agent.evaluation.measures import Measure, measured, weights_of
 from cod_agent.evaluation.plan import Plan, refuse_mixture, release, resolved, set_up, study_settings
 from cod_agent.evaluation.players import CEILING, FLOOR, played
 from cod_agent.evaluation.result import AGAINST, NO_CONTEXT, Arm, Evaluation, Study, compare
@@ -149,6 +149,7 @@ def summarise(
         packing=plan.packing,
         repeats=plan.repeats,
         comparison=compare(arms[0], rival) if rival else None,
+        weights=_weights(lanes, arms, memory),
     )
 
 
@@ -166,6 +167,14 @@ def _arm(lane: Lane, main: Lane, rows: Sequence[int], memory: Memory | None) -> 
         difference=None if lane is main else paired(main.rewards[list(rows)], rewards).points,
         measures=_measures(lane, runs, memory),
     )
+
+
+def _weights(lanes: Sequence[Lane], arms: Sequence[Arm], memory: Memory | None) -> tuple[str, ...]:
+    if memory is None:
+        return ()
+    ours = [arm for lane, arm in zip(lanes, arms, strict=True) if lane.model is lanes[0].model]
+    found = (weights_of(memory, arm.agent, [name for pack in arm.runs for name in pack]) for arm in ours)
+    return tuple(sorted(set[str]().union(*found)))
 
 
 def _measures(lane: Lane, runs: Sequence[Sequence[str]], memory: Memory | None) -> tuple[Measure, ...]:
