@@ -66,7 +66,7 @@ def draw(found: Evaluation, path: str | Path) -> Path:
         ]
         _lines(below, [lines[-1], *rest], [{**_STYLES["main"], "linewidth": 1.8, "markersize": 5}, *thin], bands=False)
         _frame(below, found, [*rest, lines[-1]])
-    title = cut(f"{found.world}, {found.model}", 64)
+    title = cut(f"{found.world}, {found.model}", 60)
     figure.text(0.085, (top + 4.07) / height, title, size=13, weight="bold", color=INK, parse_math=False)
     figure.text(0.085, (top + 3.82) / height, _subtitle(found), size=9, color=FAINT)
     path = Path(path)

@@ -17,7 +17,7 @@ from typing import Any
 from cod_agent.errors import MissingExtra
 from cod_agent.evaluation import chart, tables
 from cod_agent.evaluation.figure import draw
-from cod_agent.evaluation.result import MAIN, Evaluation, Study
+from cod_agent.evaluation.result import Evaluation, Study
 from cod_agent.evaluation.samples import EDGE, LivedTask, Sample, samples
 from cod_agent.evaluation.statistics import DRAWS
 from cod_agent.evaluation.words import (
@@ -161,7 +161,7 @@ def _part(found: Evaluation, lived: Sequence[Sample], drawn: Callable[[str], Any
             (line.label, drawn(chart.curves([*around[:-1], line, around[-1]], width=320, height=190, named=False)))
             for line in chart.others(found)
         ],
-        "main": label(MAIN, found),
+        "main": tables.subject(found),
         "rewards": tables.rewards(found),
         "forest": drawn(chart.differences(rest, width=940)),
         "narrow_forest": drawn(chart.differences(rest, width=360, named=130)),

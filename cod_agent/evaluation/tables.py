@@ -135,10 +135,15 @@ def differences(found: Evaluation) -> Table:
         over = change(paired(found.arms[0].rewards, arm.rewards).overall, luck=luck and found.pack_size == 1)
         rows.append(Row(label(arm.name), (*cells, over)))
     caption = (
-        f"{label(MAIN, found)} minus the arm, pack by pack, and the 95% interval. At task 1 no arm has a note yet: what lies between arms "
+        f"{subject(found)} minus the arm, pack by pack, and the 95% interval. At task 1 no arm has a note yet: what lies between arms "
         "of one model is luck there, but for more attempts."
     )
     return Table(caption, ("arm", *_tasks(found), "all tasks"), tuple(rows))
+
+
+def subject(found: Evaluation) -> str:
+    """The main arm at the beginning of a sentence."""
+    return "The model with its context" if found.rival is None else found.model
 
 
 def beside(found: Evaluation) -> list[Arm]:
