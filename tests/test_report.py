@@ -534,6 +534,11 @@ def test_two_models_are_what_the_answer_the_title_and_the_tables_are_about() -> 
     assert tables.overview([lake, lab]).rows[-1].cells[-1].mean == "embedded"
 
 
+def test_one_pack_is_one_pack() -> None:
+    page = Page(render(studied(made(others=("no-context", RIVAL), packs=1)))).text
+    assert "1 packs" not in page and "over 1 pack." in page and "One pack says next to nothing" in page
+
+
 def test_before_any_note_a_difference_is_luck() -> None:
     found = made(others=("no-context", "attempts"), packs=200, ours=(0.95, 0.95), bare=(0.2, 0.2))
     bare, more = tables.differences(found).rows

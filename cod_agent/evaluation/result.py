@@ -98,7 +98,7 @@ class Comparison:
         interval = f"[{self.overall.low:+.3f}, {self.overall.high:+.3f}]"
         return (
             f"The data do not say which is better: {self.model} minus {self.other} is {self.overall.mean:+.3f} {interval} "
-            f"of mean reward over {self.at_least.n} packs."
+            f"of mean reward over {count(self.at_least.n, 'pack')}."
         )
 
     def json(self) -> dict[str, Any]:
@@ -180,7 +180,7 @@ class Evaluation:
         """In words: `512 packs of 4`."""
         tasks = f"{self.pack_size}" if self.packing == "cod" else f"one task {self.pack_size} times"
         times = f", each {self.repeats} times" if self.repeats > 1 else ""
-        return f"{self.packs:,} pack{'s' if self.packs != 1 else ''} of {tasks}{times}"
+        return f"{count(self.packs, 'pack')} of {tasks}{times}"
 
     def json(self) -> dict[str, Any]:
         """One JSON object. `positions` is a list of {position, mean, low, high, n}, and so is each of `controls`."""
@@ -269,6 +269,11 @@ def compared(found: Sequence[Evaluation]) -> Comparison | None:
     ahead = [by_pack(one.arms[0].rewards - one.rival.rewards) for one in found if one.rival]
     each = np.concatenate(ahead)
     return Comparison(first.model, first.other, (), together(ahead), at_least(each), at_least(-each))
+
+
+def count(n: int, what: str) -> str:
+    """`1 pack`, `1,024 packs`."""
+    return f"{n:,} {what}{'' if n == 1 else 's'}"
 
 
 def by_pack(rewards: Rewards) -> Rewards:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from cod_agent.evaluation.players import CEILING, FLOOR
-from cod_agent.evaluation.result import AGAINST, MAIN, NO_CONTEXT, compared
+from cod_agent.evaluation.result import AGAINST, MAIN, NO_CONTEXT, compared, count
 from cod_agent.evaluation.statistics import paired
 from cod_agent.evaluation.words import HIGHEST, LOWEST, UNMEASURED, label, title, verdict
 
@@ -119,7 +119,7 @@ def rewards(found: Evaluation) -> Table:
         for name, curve in curves_of(found).items()
     )
     head = ("arm", *_tasks(found), "last - first", "all tasks")
-    return Table(f"Mean reward and its 95% interval, over {found.packs:,} packs.", head, tuple(rows))
+    return Table(f"Mean reward and its 95% interval, over {count(found.packs, 'pack')}.", head, tuple(rows))
 
 
 _OTHER_START = ("attempts", FLOOR, CEILING)
