@@ -200,11 +200,6 @@ def doubts(found: Evaluation) -> list[str]:
         said.append(
             f"{len(found.weights)} weights answered as {found.model} ({names}): these are figures of no one model."
         )
-    if len(found.weights) > 1:
-        names = ", ".join(cut(name or "unknown", 40) for name in found.weights)
-        said.append(
-            f"{len(found.weights)} weights answered as {found.model} ({names}): these are figures of no one model."
-        )
     if found.main.lost:
         said.append(f"{found.main.lost:,} tasks were lost to the infrastructure, and are left out.")
     if found.packs == 1:
