@@ -100,7 +100,7 @@ def main() -> None:
     size = 1 + max(max(cell) for cell in field)
     made = Figure(figsize=(12.4, 3.6), dpi=150, facecolor="white")
     FigureCanvasAgg(made)
-    shown = (
+    shown: tuple[tuple[Any, str, list[Any]], ...] = (
         (field, "hidden: the tens of each cost", []),
         (trips[0][0], "task 1: what was seen", trips[0][1]),
         (trips[4][0], "task 6: what was known before", trips[5][1]),
