@@ -41,7 +41,7 @@ Found = dict[str, Any]
 
 ONE_THREAD = "actor_rollout_ref.rollout.engine_kwargs.cod_cpu.train_threads=1"
 """As many trainings at once as there are cores, so one thread each."""
-EXPERIMENTS = ("learning", "ablation", "records", "longer", "contexts", "loop")
+EXPERIMENTS = ("learning", "ablation", "records", "longer", "contexts", "loop", "mixed")
 FAST = "-fast"
 FORM = ("--form", "compact")
 """What the tiny policies speak."""
@@ -154,18 +154,31 @@ def evaluate(folder: Path, model: str | Path, *words: Any, world: str = "frozen-
 
 
 def outcomes(file: Path, agent: str) -> str:
-    """The rewards of an agent's packs, a word such as 0111 for each: 1 solved, 0 not, - lost."""
-    query = "SELECT r.name, t.position, t.reward FROM tasks t JOIN runs r ON r.id = t.run_id WHERE r.agent = ? ORDER BY r.id, t.position"
-    packs: dict[str, str] = {}
+    """The rewards of an agent's packs, as `spelt_rewards` writes them."""
+    query = "SELECT r.name, t.reward FROM tasks t JOIN runs r ON r.id = t.run_id WHERE r.agent = ? ORDER BY r.id, t.position"
+    packs: dict[str, list[float]] = {}
     with look(file) as conn:
-        for run, _, reward in conn.execute(query, (agent,)):
-            packs[run] = packs.get(run, "") + ("-" if reward is None else str(round(reward)))
-    return " ".join(packs[run] for run in sorted(packs))
+        for run, reward in conn.execute(query, (agent,)):
+            packs.setdefault(run, []).append(np.nan if reward is None else reward)
+    return spelt_rewards([packs[run] for run in sorted(packs)])
+
+
+def spelt_rewards(table: Sequence[Sequence[float]] | Rewards) -> str:
+    """A word for each pack, such as 0111: 1 solved, 0 not, - lost. Where rewards lie between, in percent: 83/0/-/100."""
+    whole = all(reward in (0, 1) or np.isnan(reward) for pack in table for reward in pack)
+    times, between = (1, "") if whole else (100, "/")
+    return " ".join(
+        between.join("-" if np.isnan(reward) else str(round(times * reward)) for reward in pack) for pack in table
+    )
 
 
 def rewards(words: str) -> Rewards:
-    """`outcomes` as an array [packs, positions]."""
-    return np.array([[np.nan if letter == "-" else float(letter) for letter in word] for word in words.split()])
+    """`spelt_rewards` as an array [packs, positions]."""
+    percent = "/" in words
+    packs = [word.split("/") if percent else word for word in words.split()]
+    return np.array([[np.nan if said == "-" else float(said) for said in pack] for pack in packs]) / (
+        100 if percent else 1
+    )
 
 
 def named(model: str | Path) -> str:

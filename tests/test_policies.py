@@ -12,13 +12,16 @@ from typing import Any
 import pytest
 
 from cod_agent.context import COMPACT, Message, Trajectory, Turn, message
-from cod_agent.environments.frozen_lake import PLAYERS, FrozenLake
+from cod_agent.environments import make_world
+from cod_agent.environments.frozen_lake import FrozenLake
 from cod_agent.errors import UnknownName
 from cod_agent.policies import POLICIES, folder_of
 from cod_agent.tasks import Feedback, Observation
 
-RECIPES = ("cloned", "novice", "embedded-base", "naive-base")
-"""Those that are clones; `embedded` is what a training made."""
+RECIPES = ("cloned", "novice", "embedded-base", "naive-base", "mixed-base")
+"""Those that are clones; the others are what a training made."""
+MIXED = ("mixed", "mixed-base")
+"""Those that know three worlds."""
 ODD_TEXTS = [
     "",
     " ",
@@ -29,16 +32,24 @@ ODD_TEXTS = [
     "Łódź 東京 🧊🧊 \u200d\u0301 naïve don't WE'LL 12345 3.14",
     "@.#*@@@***....#####\r\n\t@.#",
     "def f(x):\n    return x  # a hole",
+    "A: a+b none:none: c+d lack: z+q make A 1\na b c d A\na + b",
+    "@a1 *c3 2\na1: 5\nb9: 12\nknown\nc1",
 ]
 
 
 def _conversations() -> list[list[Message]]:
-    """Prompts as the runtime shows them, from lives of the perfect player, and some that nobody meant."""
-    world, player = FrozenLake("small", 3, form="compact"), PLAYERS["perfect"](Random(0))
-    out: list[list[Message]] = []
-    for pack, note in zip(
-        world.packs(8, 1), ["", "null", "Up: Direction 1", "Left: Direction 2\nRight: Direction 4"] * 2, strict=True
-    ):
+    """Prompts as the runtime shows them, from lives of perfect players, and some that nobody meant."""
+    notes = ["", "null", "Up: Direction 1", "Left: Direction 2\nRight: Direction 4"]
+    out = [said for note in notes for said in _prompts("frozen-lake:small", note)]
+    for world, note in (("alchemy:tiny", "none: a+b\nC: a+c"), ("grid-navigation:tiny", "a1: 0\nb2: 9")):
+        out += _prompts(world, note)
+    return out + [[message("user", ("application", text))] for text in ODD_TEXTS]
+
+
+def _prompts(name: str, note: str) -> list[list[Message]]:
+    world: Any = make_world(name, seed=3, form="compact")
+    player, out = world.players["perfect"](Random(0)), []
+    for pack in world.packs(2, 1):
         session = world.start(pack[0])
         seen = session.reset()
         said = COMPACT.solve(pack[0], note, seen)
@@ -47,7 +58,7 @@ def _conversations() -> list[list[Message]]:
             answer = player(said)
             seen = session.step(answer)
             said = [*said, message("assistant", ("model", answer)), message("user", ("environment", seen.text))]
-    return out + [[message("user", ("application", text))] for text in ODD_TEXTS]
+    return out
 
 
 CONVERSATIONS = _conversations()
@@ -88,9 +99,9 @@ def test_each_policy_has_its_files_and_a_card(policy: str):
     assert f"| made by | `{made}" in card or f"clone {made} " in card
 
 
-def test_all_policies_together_take_at_most_eight_megabytes():
+def test_all_policies_together_take_at_most_twelve_megabytes():
     files = [path for policy in POLICIES for path in folder_of(policy).iterdir()]
-    assert sum(path.stat().st_size for path in files) <= 8_000_000
+    assert sum(path.stat().st_size for path in files) <= 12_000_000
 
 
 class LlamaCpp:
@@ -173,12 +184,10 @@ def test_llama_cpp_tokenises_as_the_tokenizer_file_says(policy: Path, llama_cpp:
 def test_the_words_of_the_protocol_are_atoms(policy: Path):
     tokenizers = pytest.importorskip("tokenizers")
     tokenizer = tokenizers.Tokenizer.from_file(str(policy / "tokenizer.json"))
-    for text, count in {
-        "Left: Direction 3": 2,
-        "Up? Direction 1": 2,
-        "blocked: Direction 4": 2,
-        "@.#*\n..#": 3,
-    }.items():
+    atoms = {"Left: Direction 3": 2, "Up? Direction 1": 2, "blocked: Direction 4": 2, "@.#*\n..#": 3}
+    if policy.name in MIXED:
+        atoms |= {"D: a+c": 2, "none: b+b": 2, "a+d": 1, "make B 1": 3, "@a2 *c1 2": 3, "c3: 7": 2, "b2": 1}
+    for text, count in atoms.items():
         assert len(tokenizer.encode(text, add_special_tokens=False).ids) == count
 
 

@@ -63,6 +63,27 @@ def test_stored_measurements_are_whole(lab: Any) -> None:
     assert all(len(run["curve"]["reward"]) == ablation["steps"] for run in ablation["runs"])
 
 
+def test_the_policies_of_three_worlds_were_measured_in_all_of_them(lab: Any) -> None:
+    found = lab.load("mixed")
+    assert len(found["worlds"]) == 3 and len({run["arm"] for run in found["runs"]}) == 4
+    for lived in [found["players"], *found["starts"].values(), *(run["measured"] for run in found["runs"])]:
+        for world in found["worlds"]:
+            for words in lived[world].values():
+                table = lab.rewards(words)
+                assert (
+                    table.shape == (found["packs"], 4)
+                    and np.isfinite(table).all()
+                    and 0 <= table.min() <= table.max() <= 1
+                )
+
+
+def test_rewards_are_kept_as_words_and_come_back(lab: Any) -> None:
+    assert lab.spelt_rewards([[0, 1, np.nan], [1, 1, 0]]) == "01- 110"
+    assert lab.spelt_rewards([[0.987, 0], [np.nan, 1]]) == "99/0 -/100"
+    for words in ("01- 110", "99/0 -/100", "0/33 5/100"):
+        assert lab.spelt_rewards(lab.rewards(words)) == words
+
+
 def test_steps_to_a_level_and_intervals_over_seeds(lab: Any) -> None:
     import ablation
 

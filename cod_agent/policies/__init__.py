@@ -9,7 +9,7 @@ from pathlib import Path
 
 from cod_agent.errors import UnknownName, UsageError
 
-POLICIES = ("embedded", "cloned", "novice", "embedded-base", "naive-base")
+POLICIES = ("embedded", "cloned", "novice", "embedded-base", "naive-base", "mixed", "mixed-base")
 
 
 def folder_of(policy: str) -> Path:

@@ -13,6 +13,7 @@ import torch
 from transformers import LlamaForCausalLM
 
 from cod_agent.errors import UsageError
+from cod_agent.policies import POLICIES
 from cod_train.progress import steps
 from cod_train.supervised import Progress
 from cod_train.tiny.clone import Recipe
@@ -77,9 +78,10 @@ class Measured:
 def cloned(policy: str, recipe: Recipe, progress: Progress, *, seed: int) -> dict[str, str]:
     """How a clone was made, by what it is called on its card."""
     teacher = recipe.teacher
+    first = f" --start {recipe.start}" if recipe.start and recipe.start not in POLICIES else ""
     stopped = f" (stopped; the rate fell as for {recipe.steps:,})" if recipe.stop else ""
     return {
-        "made by": f"`python -m cod_train.tiny clone --policy {policy} --out DIR --seed {seed}`",
+        "made by": f"`python -m cod_train.tiny clone --policy {policy}{first} --out DIR --seed {seed}`",
         "started from": f"`{recipe.start}`" if recipe.start else f"random weights, seed {seed}",
         "steps": f"{progress.step:,}{stopped} of {recipe.packs} lives of 4 tasks, {_shares(recipe.worlds)}, train split",
         "tokens": f"{progress.tokens / 1e6:.1f} million, padding included",

@@ -66,8 +66,8 @@ RECIPES: dict[str, Recipe] = {
         induction=0,
     ),
     "naive-base": Recipe(Teacher(remember=False), steps=5000),
-    "mixed-begun": Recipe(worlds=LAKES_FIRST, stop=1600),
-    "mixed-base": replace(_MIXED, stop=800),
+    "mixed-begun": Recipe(worlds=LAKES_FIRST, stop=1200),
+    "mixed-base": replace(_MIXED, stop=1000),
     "mixed-cloned": _MIXED,
 }
 
