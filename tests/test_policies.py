@@ -49,7 +49,7 @@ def _conversations() -> list[list[Message]]:
 def _prompts(name: str, note: str) -> list[list[Message]]:
     world: Any = make_world(name, seed=3, form="compact")
     player, out = world.players["perfect"](Random(0)), []
-    for pack in world.packs(2, 1):
+    for pack in world.packs(1, 1):
         session = world.start(pack[0])
         seen = session.reset()
         said = COMPACT.solve(pack[0], note, seen)
