@@ -9,7 +9,7 @@ TORCH ?= torch==2.13.0
 AT_ONCE ?= 2
 
 PYTEST = -m pytest -n $(AT_ONCE) --dist loadfile --no-loadscope-reorder
-EXPERIMENTS = learning ablation records longer contexts loop
+EXPERIMENTS = learning ablation records longer contexts loop mixed
 
 .PHONY: demo test test-fast test-cluster test-openai2 test-vllm lint format benchmarks results results-fast clean
 

@@ -165,9 +165,10 @@ def _save(model: Any, tokenizer: Any, base: Path, out: Path) -> None:
     from transformers import AutoConfig
 
     from cod_train.tiny.export import save_policy
-    from cod_train.tiny.tokenizer import build_tokenizer
+    from cod_train.tiny.tokenizer import build_tokenizer, vocabulary_of
 
-    if model.config.model_type == "llama" and tokenizer.get_vocab() == build_tokenizer().get_vocab():
+    words = build_tokenizer(vocabulary_of(tokenizer))
+    if model.config.model_type == "llama" and tokenizer.get_vocab() == words.get_vocab():
         save_policy(model.cpu(), tokenizer, out)
         return
     model.to(AutoConfig.from_pretrained(base, local_files_only=True).dtype).save_pretrained(out)

@@ -511,7 +511,7 @@ def rewards_of(preset: str, packs: int, name: str, seed: int = 0) -> np.ndarray:
 
 
 @pytest.mark.parametrize(
-    ("preset", "packs", "gain"), [("tiny", 50, 0.05), ("small", 40, 0.05), ("paper-forgets", 16, 0.003)]
+    ("preset", "packs", "gain"), [("tiny", 150, 0.02), ("small", 60, 0.02), ("paper-forgets", 16, 0.003)]
 )
 def test_who_remembers_does_better_at_the_last_task(preset, packs, gain):
     perfect, memoryless = (rewards_of(preset, packs, name) for name in ("perfect", "memoryless"))

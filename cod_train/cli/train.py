@@ -66,7 +66,7 @@ def train(
         bool, typer.Option("--in-process", help="One process, without Ray: the same update, sooner begun.")
     ] = False,
     wandb: Annotated[bool, typer.Option("--wandb", help="Send metrics to Weights & Biases, too.")] = False,
-    config: Annotated[str, typer.Option("--config", help="cpu_tiny, gpu_small, cluster_8b, or your own.")] = "cpu_tiny",
+    config: Annotated[str, typer.Option("--config", help="cpu_tiny, cpu_tiny_mixed, gpu_small, cluster_8b, or your own.")] = "cpu_tiny",
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
 ) -> None:
     """Train a policy by reinforcement learning with segment credit.
@@ -294,7 +294,8 @@ def _tell(out: Path, base: str, world: Any, as_json: bool) -> None:
         console().print(_table(measured, world))
     typer.echo(f"Files: {', '.join(str(path) for path in files.values() if path)}")
     if model is not None:
-        typer.echo(f"Look at it: {command_line('cod', 'eval', world, '--model', f'gguf:{model}')}")
+        worlds = world if isinstance(world, str) else ",".join(world)
+        typer.echo(f"Look at it: {command_line('cod', 'eval', worlds, '--model', f'gguf:{model}')}")
 
 
 def _table(measured: dict[int, Any], world: Any) -> Any:

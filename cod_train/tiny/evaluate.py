@@ -16,6 +16,7 @@ from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from cod_agent.context import COMPACT, Message, Trajectory, Turn, UpdateRefused, message, parse_update
 from cod_agent.environments import make_world
+from cod_agent.errors import UsageError
 from cod_agent.tasks import Feedback, Observation, Task
 
 ANSWER_TOKENS, NOTE_TOKENS = 8, 40
@@ -103,6 +104,8 @@ def rewards(
         remember: False is the control: every task is solved with the null context, nothing is updated.
     """
     made = make_world(world, seed=seed, split="eval", form="compact")
+    if getattr(made, "remembers", False):
+        raise UsageError(f"{world} remembers from task to task, which only agents live: measure it with cod eval")
     speaker, all_packs = Speaker(model, tokenizer, seed, temperature), list(made.packs(packs, size))
     out: list[list[float]] = []
     for first in range(0, packs, batch):
