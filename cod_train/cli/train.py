@@ -66,7 +66,9 @@ def train(
         bool, typer.Option("--in-process", help="One process, without Ray: the same update, sooner begun.")
     ] = False,
     wandb: Annotated[bool, typer.Option("--wandb", help="Send metrics to Weights & Biases, too.")] = False,
-    config: Annotated[str, typer.Option("--config", help="cpu_tiny, cpu_tiny_mixed, gpu_small, cluster_8b, or your own.")] = "cpu_tiny",
+    config: Annotated[
+        str, typer.Option("--config", help="cpu_tiny, cpu_tiny_mixed, gpu_small, cluster_8b, or your own.")
+    ] = "cpu_tiny",
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
 ) -> None:
     """Train a policy by reinforcement learning with segment credit.

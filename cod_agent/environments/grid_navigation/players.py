@@ -1,9 +1,10 @@
 """Scripted players of grid navigation: good planners, one of whom takes notes, `a1: 5`, one line a known cell.
 
 Both plan the rest of the trip as if they knew every cost: of a cell they have not seen they expect what fields are like there (hills
-add up in the middle, so that the edges are cheap) and what the cells near it let expect. The plan is the way with the least mean cost, by dynamic programming over rounds and cells; as a mean is a ratio, it
-is found as the least sum of (cost - price), the price being the mean of the way found before (Dinkelbach). Ways that are
-equally good are drawn. That is a good player, not an upper bound: it never goes to see a cell for the sake of later tasks.
+add up in the middle, so that the edges are cheap) and what the cells near it let expect. The plan is the way with the least mean
+cost, by dynamic programming over rounds and cells; as a mean is a ratio, it is found as the least sum of (cost - price), the price
+being the mean of the way found before (Dinkelbach). Ways that are equally good are drawn. That is a good player, not an upper bound:
+it never goes to see a cell for the sake of later tasks.
 
 The compact form does not say how large the field is: players take the smallest that fits what they see and the rounds.
 """
