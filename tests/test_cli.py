@@ -322,7 +322,7 @@ def test_an_endpoint_that_is_not_there() -> None:
     error = cod("run", LAKE, *endpoint, "--packs", 1, "--db", "lake.db", code=1).stderr
     assert "cannot reach" in error and "cod run --resume --db lake.db" in error
     with ScriptedServer(player, port=port):
-        assert "1 packs of 4 lived" in cod("run", "--resume", "--db", "lake.db").stdout
+        assert "1 pack of 4 lived" in cod("run", "--resume", "--db", "lake.db").stdout
 
 
 @pytest.mark.parametrize(

@@ -213,7 +213,8 @@ def recorded(row: tuple[Any, ...]) -> bytes:
     if what == "solved":
         name, more = "solved", {"answer": answer or ""}
     elif what == "judged":
-        name, more = "judged", {"feedback": _plain(json.loads(feedback)) if feedback else None}
+        told = _plain(json.loads(feedback)) if feedback else None
+        name, more = "judged", {"feedback": told and {"reward": told["reward"], "text": told["text"]}}
     elif what == "updated":
         name, more = "context_written", {"context": body or "", "version": version}
     else:
