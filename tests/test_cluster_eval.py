@@ -166,6 +166,7 @@ def test_a_model_that_fails_leaves_what_was_lived_and_the_next_attempt_goes_on_t
 
 
 def test_bad_addresses_are_clear_errors_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("ray")
     for address in ("127.0.0.1:1", "nowhere", "host:port"):
         with pytest.raises(UsageError, match="ray start --head"), ray_cluster(address):
             pass
