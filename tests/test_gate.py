@@ -311,7 +311,8 @@ def test_a_generation_config_does_not_matter(registry: Registry, tmp_path: Path)
     shutil.copytree(folder_of("embedded"), tmp_path / "other")
     (tmp_path / "other" / "generation_config.json").write_text('{"temperature": 9.0, "top_k": 1, "eos_token_id": 3}')
     add(registry, tmp_path / "other", "other")
-    assert decided(registry, "other", tmp_path / "g", margin=WIDE).promoted
+    kept = decided(registry, "other", tmp_path / "g", packs=2 * PACKS, margin=WIDE)
+    assert kept.promoted, kept.said["why"]
 
 
 def test_a_gguf_file_of_other_weights_is_found_before_anything_is_lived(registry: Registry, tmp_path: Path) -> None:
