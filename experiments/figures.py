@@ -65,6 +65,17 @@ def finish(axes: Any, title: str, x: str, y: str, *, limits: Sequence[float] | N
     axes.legend(frameon=False, fontsize=8, labelcolor=INK, loc="upper center", bbox_to_anchor=(0.5, -0.17), ncol=2)
 
 
+def finish_players(axes: Any, title: str) -> None:
+    """The frame of a world's picture of its players: reward by task, what is drawn named beside it and not in a legend."""
+    axes.set_xlabel("task in the pack", color=FAINT, size=9)
+    axes.set_title(title, loc="left", size=10, color=INK)
+    axes.grid(axis="y", color=GRID)
+    axes.set_axisbelow(True)
+    axes.tick_params(colors=FAINT, length=0, labelsize=8.5)
+    for side in ("top", "right", "left"):
+        axes.spines[side].set_visible(False)
+
+
 def keep(made: Figure, path: Path) -> Path:
     """Write the figure, the same bytes for the same figure."""
     path.parent.mkdir(parents=True, exist_ok=True)

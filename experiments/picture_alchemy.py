@@ -8,6 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from figures import FAINT, INK, finish_players, keep
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import Circle
@@ -17,7 +18,6 @@ from cod_agent.environments.alchemy.recipes import PRESETS, draw_graph
 from cod_agent.environments.draws import randomness
 from cod_agent.evaluation.players import floor_and_ceiling
 
-INK, FAINT, GRID = "#22303c", "#6b7785", "#e6e9ed"
 TIERS = ("#dfe5ea", "#d9ebf7", "#d6eee2")
 EDGES = ("#8a929b", "#0b6fb8", "#2c9c6a")
 CEILING, FLOOR = "#2c9c6a", "#c47f2a"
@@ -71,13 +71,7 @@ def show_players(axes: Any) -> None:
         axes.fill_between(at, low, high, color=color, alpha=0.16, linewidth=0)
         axes.annotate(name, (TASKS, found.points[-1].mean + off), ha="right", size=9, color=color)
     axes.set(xlim=(0.8, TASKS + 0.2), ylim=(0, 1.05), xticks=list(at), yticks=[0, 0.25, 0.5, 0.75, 1])
-    axes.set_xlabel("task in the pack", color=FAINT, size=9)
-    axes.set_title(f"small: mean reward, {PACKS} packs, 95% bands", loc="left", size=10, color=INK)
-    axes.grid(axis="y", color=GRID)
-    axes.set_axisbelow(True)
-    axes.tick_params(colors=FAINT, length=0, labelsize=8.5)
-    for side in ("top", "right", "left"):
-        axes.spines[side].set_visible(False)
+    finish_players(axes, f"small: mean reward, {PACKS} packs, 95% bands")
 
 
 def main() -> None:
@@ -87,8 +81,7 @@ def main() -> None:
     names = (*"abcd", *"ABCDE"[: len(graph.tiers) - 4])
     show_graph(made.add_axes((0.02, 0.06, 0.46, 0.8)), graph, names, {t: i for i, t in enumerate(targets, 1)})
     show_players(made.add_axes((0.56, 0.16, 0.42, 0.7)))
-    OUT.parent.mkdir(parents=True, exist_ok=True)
-    made.savefig(OUT, format="png", metadata={"Software": "connect-the-dots"})
+    keep(made, OUT)
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from figures import FAINT, INK, finish_players, keep
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import Circle, Rectangle
@@ -17,7 +18,6 @@ from cod_agent.environments.frozen_lake.players import read_lake
 from cod_agent.evaluation.players import floor_and_ceiling
 from cod_agent.tasks import Task
 
-INK, FAINT, GRID = "#22303c", "#6b7785", "#e6e9ed"
 ICE, HOLE, PLAYER, GOAL = "#d9ebf7", "#3b4a57", "#0b6fb8", "#2c9c6a"
 CEILING, FLOOR = "#2c9c6a", "#c47f2a"
 ARROWS = {"Up": "↑", "Down": "↓", "Left": "←", "Right": "→"}
@@ -69,13 +69,7 @@ def show_players(axes: Any) -> None:
         axes.axvline(task, color=FAINT, linewidth=1, linestyle=":")
     axes.annotate("dealt anew", (8.5, 0.08), xytext=(5, 0), textcoords="offset points", size=8.5, color=FAINT)
     axes.set(xlim=(0.5, TASKS + 0.5), ylim=(0, 1.1), xticks=[1, 8, 9, 16, 17, 24], yticks=[0, 0.25, 0.5, 0.75, 1])
-    axes.set_xlabel("task in the pack", color=FAINT, size=9)
-    axes.set_title(f"small-shifting: mean reward, {PACKS} packs, 95% bands", loc="left", size=10, color=INK)
-    axes.grid(axis="y", color=GRID)
-    axes.set_axisbelow(True)
-    axes.tick_params(colors=FAINT, length=0, labelsize=8.5)
-    for side in ("top", "right", "left"):
-        axes.spines[side].set_visible(False)
+    finish_players(axes, f"small-shifting: mean reward, {PACKS} packs, 95% bands")
 
 
 def main() -> None:
@@ -90,8 +84,7 @@ def main() -> None:
     directions = "     ".join(f"{number} {ARROWS[move]}" for number, move in known.items())
     made.text(0.02, 0.075, f"hidden, the same for the pack:   {directions}", size=10, color=INK)
     show_players(made.add_axes((0.5, 0.16, 0.48, 0.66)))
-    OUT.parent.mkdir(parents=True, exist_ok=True)
-    made.savefig(OUT, format="png", metadata={"Software": "connect-the-dots"})
+    keep(made, OUT)
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+from figures import FAINT, INK, finish_players, keep
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
@@ -20,7 +21,6 @@ from cod_agent.environments.grid_navigation.players import Cell, costs_in, noted
 from cod_agent.evaluation.players import floor_and_ceiling
 from cod_agent.tasks import Pack
 
-INK, FAINT, GRID = "#22303c", "#6b7785", "#e6e9ed"
 PLAYER, GOAL = "#0b6fb8", "#2c9c6a"
 CEILING, FLOOR = "#2c9c6a", "#c47f2a"
 COST = LinearSegmentedColormap.from_list("cost", ["#f2f6fa", "#f3d9a8", "#c2703d", "#5b2a33"])
@@ -84,13 +84,7 @@ def show_players(axes: Any) -> None:
         last = curve.points[-1].mean
         axes.annotate(f"{name}  {last:.2f}", (TASKS, last + 0.025), ha="right", size=9, color=color)
     axes.set(xlim=(0.8, TASKS + 0.1), ylim=(0.5, 1), xticks=range(1, TASKS + 1), yticks=[0.5, 0.6, 0.7, 0.8, 0.9, 1])
-    axes.set_xlabel("task in the pack", color=FAINT, size=9)
-    axes.set_title(f"small: mean reward, {PACKS} packs, 95% bands", loc="left", size=10, color=INK)
-    axes.grid(axis="y", color=GRID)
-    axes.set_axisbelow(True)
-    axes.tick_params(colors=FAINT, length=0, labelsize=8.5)
-    for side in ("top", "right", "left"):
-        axes.spines[side].set_visible(False)
+    finish_players(axes, f"small: mean reward, {PACKS} packs, 95% bands")
 
 
 def main() -> None:
@@ -108,8 +102,7 @@ def main() -> None:
     for at, (known, title, places) in enumerate(shown):
         show_field(made.add_axes((0.015 + 0.205 * at, 0.1, 0.19, 0.72)), size, known, title, places)
     show_players(made.add_axes((0.665, 0.16, 0.325, 0.66)))
-    OUT.parent.mkdir(parents=True, exist_ok=True)
-    made.savefig(OUT, format="png", metadata={"Software": "connect-the-dots"})
+    keep(made, OUT)
 
 
 if __name__ == "__main__":
