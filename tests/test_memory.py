@@ -30,6 +30,7 @@ TABLES = {
     "effects",
     "attempts",
     "commits",
+    "tombstones",
     "leases",
 }
 

@@ -18,6 +18,7 @@ from cod_agent.errors import NotADatabase, SchemaTooNew, UsageError, Verificatio
 from cod_agent.journal import record_completion
 from cod_agent.memory.projection import projection
 from cod_agent.memory.schema import APPLICATION_ID
+from cod_agent.memory.tombstones import bury
 from cod_agent.memory.verify import verify
 
 UNGUARDED = {
@@ -128,7 +129,7 @@ def test_the_tables_are_those_that_are_guarded(lived: Path) -> None:
     with sqlite3.connect(lived) as conn:
         tables = {row[0] for row in conn.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
     ours = {table for table in tables if not table.startswith(("_", "sqlite"))}
-    assert ours == UNGUARDED.keys() | {"attempts", "leases"}
+    assert ours == UNGUARDED.keys() | {"attempts", "leases", "tombstones"}
 
 
 def _values() -> list[tuple[str, str]]:
@@ -197,12 +198,39 @@ def test_a_pruned_text_is_no_fault(lived: Path, tmp_path: Path) -> None:
     path = tmp_path / "pruned.db"
     shutil.copy(lived, path)
     with sqlite3.connect(path) as conn:
-        conn.execute("UPDATE messages SET body = NULL WHERE id = 3")
-        conn.execute("UPDATE calls SET prompt_ids = NULL, sampled_ids = NULL, logprobs = NULL")
+        calls = [row[0] for row in conn.execute("SELECT id FROM calls")]
+        counts = bury(conn, 1, "pruned", None, {"reason": "old"}, {"message": [3], "call": calls, "task": [1]})
+    assert counts == {"message": 1, "call": len(calls), "task": 1}
     report = verify(path)
     assert report.ok, report.faults
-    assert report.pruned > 18
+    assert report.pruned == len(calls) + 2
     assert report.requests < 18
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        "UPDATE messages SET body = NULL WHERE id = 4",
+        "UPDATE calls SET sampled_ids = NULL WHERE id = 1",
+        "UPDATE contexts SET body = NULL WHERE id = 2",
+        "UPDATE messages SET body = 'x' WHERE id = 3",
+        "UPDATE tombstones SET row_id = 2 WHERE part = 'message'",
+        "UPDATE tombstones SET hash = 'x' WHERE part = 'task'",
+        "DELETE FROM tombstones WHERE part = 'message'",
+        "UPDATE tasks SET reward = 0.125 WHERE id = 1",
+        "UPDATE commits SET detail = replace(detail, 'old', 'new') WHERE what = 'pruned'",
+        "UPDATE commits SET detail = '{}' WHERE seq = 0",
+    ],
+)
+def test_a_text_that_is_gone_without_a_tombstone_or_a_changed_tombstone_is_found(
+    lived: Path, tmp_path: Path, damage: str
+) -> None:
+    path = tmp_path / "pruned.db"
+    shutil.copy(lived, path)
+    with sqlite3.connect(path) as conn:
+        bury(conn, 1, "pruned", None, {"reason": "old"}, {"message": [3], "task": [1]})
+        conn.execute(damage)
+    assert not verify(path).ok
 
 
 def test_a_damaged_page_is_found(lived: Path, tmp_path: Path) -> None:

@@ -42,7 +42,7 @@ def _of_run(conn: sqlite3.Connection, run_id: int, named: tuple[str, str]) -> li
     found += [
         ("context", *named, *row)
         for row in conn.execute(
-            "SELECT c.version, r.agent, r.name, p.version, e.position, c.body, c.hash, c.weights, c.sources"
+            "SELECT c.version, r.agent, r.name, p.version, e.position, c.body, c.hash, c.weights, c.sources, c.held, c.decided"
             " FROM contexts c"
             " LEFT JOIN contexts p ON p.id = c.parent_id LEFT JOIN runs r ON r.id = p.run_id"
             " LEFT JOIN episodes e ON e.id = c.episode_id WHERE c.run_id = ? ORDER BY c.version",
@@ -68,7 +68,7 @@ def _of_run(conn: sqlite3.Connection, run_id: int, named: tuple[str, str]) -> li
     found += [
         ("commit", *named, *row)
         for row in conn.execute(
-            "SELECT seq, what, position, hash, chain FROM commits WHERE run_id = ? ORDER BY seq", (run_id,)
+            "SELECT seq, what, position, detail, hash, chain FROM commits WHERE run_id = ? ORDER BY seq", (run_id,)
         )
     ]
     return found

@@ -124,26 +124,52 @@ def find_run(conn: sqlite3.Connection, agent: str, name: str) -> Run:
     return Run(row[0], agent, name, row[1])
 
 
-def commit(conn: sqlite3.Connection, run_id: int, what: str, position: int | None, said: dict[str, Any]) -> str:
-    """Append a link to the run's chain; returns its hash."""
+def commit(
+    conn: sqlite3.Connection,
+    run_id: int,
+    what: str,
+    position: int | None,
+    said: dict[str, Any],
+    *,
+    detailed: bool = False,
+) -> int:
+    """Append a link to the run's chain; returns its number.
+
+    Args:
+        detailed: keep `said` in the row: it stands nowhere else.
+    """
     row = conn.execute(
         "SELECT seq, chain FROM commits WHERE run_id = ? ORDER BY seq DESC LIMIT 1", (run_id,)
     ).fetchone()
     seq, previous = (row[0] + 1, row[1]) if row else (0, "")
     entry = value_hash({"what": what, "position": position, **said})
     conn.execute(
-        "INSERT INTO commits (run_id, seq, what, position, hash, chain, created) VALUES (?, ?, ?, ?, ?, ?, ?)",
-        (run_id, seq, what, position, entry, chain(previous, entry), time.time()),
+        "INSERT INTO commits (run_id, seq, what, position, detail, hash, chain, created) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+        (
+            run_id,
+            seq,
+            what,
+            position,
+            canonical(said) if detailed else None,
+            entry,
+            chain(previous, entry),
+            time.time(),
+        ),
     )
-    return entry
+    return int(seq)
 
 
 def latest_context(conn: sqlite3.Connection, run_id: int) -> Context:
-    """The newest version; version 0 is the empty one, or the one a fork began with."""
+    """The newest version that is not held back; version 0 is the empty one, or the one a fork began with."""
     row = conn.execute(
-        "SELECT id, run_id, version, body, hash FROM contexts WHERE run_id = ? ORDER BY version DESC LIMIT 1", (run_id,)
+        "SELECT id, run_id, version, body, hash FROM contexts WHERE run_id = ? AND held = '' ORDER BY version DESC LIMIT 1",
+        (run_id,),
     ).fetchone()
     return Context(*row)
+
+
+def _next_version(conn: sqlite3.Connection, run_id: int) -> int:
+    return int(conn.execute("SELECT max(version) + 1 FROM contexts WHERE run_id = ?", (run_id,)).fetchone()[0])
 
 
 def context(conn: sqlite3.Connection, context_id: int) -> Context:
@@ -208,7 +234,7 @@ def begin_task(
 
 def _give(conn: sqlite3.Connection, before: Context, given: Given) -> Context:
     """A version that no update wrote; the commit of the task that is solved with it says where it came from."""
-    version, hashed = before.version + 1, text_hash(given.body)
+    version, hashed = _next_version(conn, before.run_id), text_hash(given.body)
     sources = canonical([{"given": given.name}])
     made = conn.execute(
         "INSERT INTO contexts (run_id, version, parent_id, body, hash, sources, created) VALUES (?, ?, ?, ?, ?, ?, ?)",
@@ -271,7 +297,8 @@ def solved(
 
 def _was_given(conn: sqlite3.Connection, before: Context) -> dict[str, Any]:
     row = conn.execute("SELECT episode_id, sources FROM contexts WHERE id = ?", (before.id,)).fetchone()
-    return {"given": json.loads(row[1])} if before.version and row[0] is None else {}
+    sources = json.loads(row[1])
+    return {"given": sources} if before.version and row[0] is None and "given" in sources[0] else {}
 
 
 def judged(conn: sqlite3.Connection, run: Run, known: Lived, feedback: Feedback) -> None:
@@ -285,19 +312,29 @@ def judged(conn: sqlite3.Connection, run: Run, known: Lived, feedback: Feedback)
 
 
 def updated(
-    conn: sqlite3.Connection, run: Run, known: Lived, episode_id: int, body: str, sources: list[dict[str, Any]]
+    conn: sqlite3.Connection,
+    run: Run,
+    known: Lived,
+    episode_id: int,
+    body: str,
+    sources: list[dict[str, Any]],
+    held: str = "",
 ) -> Context:
-    """judged -> updated, with a new version of the context."""
+    """judged -> updated, with a new version of the context.
+
+    Args:
+        held: why no task may be solved with it before somebody decides (`adopt`, `refuse`); "": it is the newest one now.
+    """
     lease.hold(conn, run.id)
     made = end_episode(conn, episode_id, "done")
     parent = _started_from(conn, episode_id)
-    version = latest_context(conn, run.id).version + 1
+    version = _next_version(conn, run.id)
     weights = conn.execute(
         "SELECT weights FROM calls WHERE episode_id = ? ORDER BY id DESC LIMIT 1", (episode_id,)
     ).fetchone()
     new_id = conn.execute(
-        "INSERT INTO contexts (run_id, version, parent_id, episode_id, body, hash, weights, sources, created) "
-        "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        "INSERT INTO contexts (run_id, version, parent_id, episode_id, body, hash, weights, sources, held, created) "
+        "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
         (
             run.id,
             version,
@@ -307,12 +344,13 @@ def updated(
             text_hash(body),
             weights[0] if weights else "",
             canonical(sources),
+            held,
             time.time(),
         ),
     ).lastrowid
     conn.execute("UPDATE tasks SET state = 'updated' WHERE id = ?", (known.id,))
     said = {"episode": made, "from": [parent.version, parent.hash], "version": version, "context": text_hash(body)}
-    said |= {"sources": sources, "weights": weights[0] if weights else ""}
+    said |= {"sources": sources, "weights": weights[0] if weights else "", **({"held": held} if held else {})}
     commit(conn, run.id, "updated", known.position, said)
     return Context(int(new_id or 0), run.id, version, body, text_hash(body))
 
@@ -326,6 +364,53 @@ def kept(conn: sqlite3.Connection, run: Run, known: Lived, episode_id: int, reas
     said = {"episode": made, "from": [before.version, before.hash], "reason": reason}
     commit(conn, run.id, "kept", known.position, said)
     return latest_context(conn, run.id)
+
+
+def adopt(conn: sqlite3.Connection, run: Run, source_id: int, why: dict[str, Any]) -> Context:
+    """A new version that says what an old one says: one that was held back is accepted, a run goes back, or goes on from what another
+    run derived. Nothing is edited: the old version stays where it is.
+
+    Args:
+        source_id: row of the version it is made from; its parent from now on. May be another run's.
+        why: kept in the commit, for example {"reason": "rollback", "by": "ada"}.
+    """
+    lease.hold(conn, run.id)
+    row = conn.execute(
+        "SELECT c.body, c.hash, c.held, c.decided, r.agent, r.name, c.version FROM contexts c JOIN runs r ON r.id = c.run_id"
+        " WHERE c.id = ?",
+        (source_id,),
+    ).fetchone()
+    body, hashed, held, decided, *origin = row
+    if body is None:
+        raise UsageError(f"version {origin[2]} of run {origin[1]!r} was forgotten or pruned: its text is gone")
+    version = _next_version(conn, run.id)
+    made = conn.execute(
+        "INSERT INTO contexts (run_id, version, parent_id, body, hash, sources, created) VALUES (?, ?, ?, ?, ?, ?, ?)",
+        (run.id, version, source_id, body, hashed, canonical([{"adopted": origin}]), time.time()),
+    )
+    if held and not decided:
+        conn.execute("UPDATE contexts SET decided = 'adopted' WHERE id = ?", (source_id,))
+    said = {"version": version, "context": hashed, "of": origin, **why}
+    commit(conn, run.id, "adopted", None, said, detailed=True)
+    return Context(int(made.lastrowid or 0), run.id, version, body, hashed)
+
+
+def refuse(conn: sqlite3.Connection, run: Run, context_id: int, why: dict[str, Any]) -> None:
+    """A version that was held back will not be adopted.
+
+    Raises:
+        UsageError: it was not held back, or is decided.
+    """
+    lease.hold(conn, run.id)
+    version, hashed, held, decided = conn.execute(
+        "SELECT version, hash, held, decided FROM contexts WHERE id = ?", (context_id,)
+    ).fetchone()
+    if not held or decided:
+        raise UsageError(
+            f"version {version} of run {run.name!r} {f'was {decided}' if decided else 'was not held back'}"
+        )
+    conn.execute("UPDATE contexts SET decided = 'refused' WHERE id = ?", (context_id,))
+    commit(conn, run.id, "refused", None, {"version": version, "context": hashed, **why}, detailed=True)
 
 
 def closed(conn: sqlite3.Connection, run: Run, known: Lived) -> None:

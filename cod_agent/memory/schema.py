@@ -174,7 +174,38 @@ CREATE TABLE leases (
 ) STRICT;
 """
 
-MIGRATIONS: tuple[str, ...] = (_V1,)
+_V2 = """
+ALTER TABLE contexts ADD COLUMN held TEXT NOT NULL DEFAULT '';
+ALTER TABLE contexts ADD COLUMN decided TEXT NOT NULL DEFAULT '' CHECK (decided IN ('', 'adopted', 'refused'));
+
+CREATE TABLE new_commits (
+  run_id INTEGER NOT NULL REFERENCES runs (id),
+  seq INTEGER NOT NULL,
+  what TEXT NOT NULL CHECK (what IN (
+    'began', 'solved', 'judged', 'updated', 'kept', 'closed', 'adopted', 'refused', 'forgot', 'pruned')),
+  position INTEGER,
+  detail TEXT,
+  hash TEXT NOT NULL,
+  chain TEXT NOT NULL,
+  created REAL NOT NULL,
+  PRIMARY KEY (run_id, seq)
+) STRICT, WITHOUT ROWID;
+INSERT INTO new_commits SELECT run_id, seq, what, position, NULL, hash, chain, created FROM commits;
+DROP TABLE commits;
+ALTER TABLE new_commits RENAME TO commits;
+
+CREATE TABLE tombstones (
+  id INTEGER PRIMARY KEY,
+  run_id INTEGER NOT NULL REFERENCES runs (id),
+  seq INTEGER NOT NULL,
+  part TEXT NOT NULL CHECK (part IN ('head', 'message', 'call', 'effect', 'task', 'context')),
+  row_id INTEGER NOT NULL,
+  hash TEXT NOT NULL,
+  UNIQUE (part, row_id)
+) STRICT;
+"""
+
+MIGRATIONS: tuple[str, ...] = (_V1, _V2)
 
 
 def check(conn: sqlite3.Connection, path: str) -> bool:

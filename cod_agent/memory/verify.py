@@ -15,7 +15,7 @@ from __future__ import annotations
 import json
 import sqlite3
 import zlib
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,7 @@ from cod_agent.memory.hashing import (
     request_hash,
 )
 from cod_agent.memory.readonly import look
+from cod_agent.memory.tombstones import PARTS
 from cod_agent.memory.verify_runs import check_run
 
 MOST = 50
@@ -88,14 +89,15 @@ def verify(path: str | Path) -> Report:
     report = Report(str(path))
     with look(path) as conn:
         if _sound(conn, report):
-            _heads(conn, report)
-            nodes = _messages(conn, report)
-            hashes = _calls(conn, report, nodes)
-            _effects(conn, report, hashes)
+            buried = _tombstones(conn, report)
+            _heads(conn, report, buried["head"])
+            nodes = _messages(conn, report, buried["message"])
+            hashes = _calls(conn, report, nodes, buried["call"])
+            _effects(conn, report, hashes, buried["effect"])
             _episodes(conn, report, hashes)
             for (run_id,) in _rows(conn, report, "runs", "SELECT id FROM runs ORDER BY id"):
                 try:
-                    check_run(conn, report, run_id)
+                    check_run(conn, report, run_id, buried["task"], buried["context"])
                 except (ValueError, TypeError, KeyError) as error:
                     report.wrong(
                         f"row {run_id} of runs or what belongs to it is malformed ({type(error).__name__}: {error})"
@@ -122,15 +124,42 @@ def _rows(conn: sqlite3.Connection, report: Report, table: str, query: str) -> I
     report.counts[table] = count
 
 
-def _heads(conn: sqlite3.Connection, report: Report) -> None:
+def _tombstones(conn: sqlite3.Connection, report: Report) -> dict[str, dict[int, str]]:
+    """Hashes on the tombstones of each part, by row; each stands for the row it names."""
+    found: dict[str, dict[int, str]] = {part: {} for part in PARTS}
+    query = "SELECT t.id, t.part, t.row_id, t.hash, c.what FROM tombstones t LEFT JOIN commits c USING (run_id, seq)"
+    for row_id, part, of, hashed, what in _rows(conn, report, "tombstones", query):
+        found[part][of] = hashed
+        if what not in ("pruned", "forgot"):
+            report.wrong(f"row {row_id} of tombstones belongs to no commit that pruned or forgot")
+    for part, rows in found.items():
+        table, columns, name = PARTS[part]
+        for of, hashed in rows.items():
+            row = conn.execute(f"SELECT {name}, {', '.join(columns)} FROM {table} WHERE id = ?", (of,)).fetchone()
+            if row is None or any(value is not None for value in row[1:]):
+                report.wrong(f"row {of} of {table} has a tombstone, and is {'not there' if row is None else 'there'}")
+            elif part != "task" and (row[0].hex() if isinstance(row[0], bytes) else row[0]) != hashed:
+                report.wrong(f"row {of} of {table} has the tombstone of another: its hash does not agree")
+    return found
+
+
+def _gone(report: Report, table: str, row_id: int, buried: Container[int]) -> None:
+    """A part whose text is not there."""
+    if row_id in buried:
+        report.pruned += 1
+    else:
+        report.wrong(f"row {row_id} of {table} has lost its text, and no tombstone says why")
+
+
+def _heads(conn: sqlite3.Connection, report: Report, buried: Container[int]) -> None:
     for row_id, hashed, body in _rows(conn, report, "heads", "SELECT id, hash, body FROM heads"):
         if body is None:
-            report.pruned += 1
+            _gone(report, "heads", row_id, buried)
         elif head_hash(body) != hashed:
             report.wrong(f"row {row_id} of heads is not what was sent: its hash does not agree")
 
 
-def _messages(conn: sqlite3.Connection, report: Report) -> dict[int, bytes]:
+def _messages(conn: sqlite3.Connection, report: Report, buried: Container[int]) -> dict[int, bytes]:
     """Checks every node; returns hashes by row id."""
     # An answer to a request that could not be taken apart hangs on the request's head.
     alone = dict(
@@ -144,7 +173,7 @@ def _messages(conn: sqlite3.Connection, report: Report) -> dict[int, bytes]:
         nodes[row_id] = hashed
         above = nodes.get(parent, b"?") if parent is not None else alone.get(row_id, b"")
         if body is None:
-            report.pruned += 1
+            _gone(report, "messages", row_id, buried)
         elif node_hash(above, body, labels) != hashed:
             report.wrong(f"row {row_id} of messages is not what was said: its hash does not agree")
     return nodes
@@ -158,7 +187,9 @@ _CALLS = (
 )
 
 
-def _calls(conn: sqlite3.Connection, report: Report, nodes: dict[int, bytes]) -> dict[int, list[bytes]]:
+def _calls(
+    conn: sqlite3.Connection, report: Report, nodes: dict[int, bytes], buried: Container[int]
+) -> dict[int, list[bytes]]:
     """Checks every call; returns the hashes of calls by episode."""
     hashes: dict[int, list[bytes]] = {}
     told: dict[int, list[int]] = {}
@@ -171,7 +202,7 @@ def _calls(conn: sqlite3.Connection, report: Report, nodes: dict[int, bytes]) ->
             episode, told = row["episode_id"], {}
         hashes.setdefault(row["episode_id"], []).append(row["hash"])
         try:
-            fault = _call(conn, report, row, nodes, told)
+            fault = _call(conn, report, row, nodes, told, row["id"] in buried)
         except (ValueError, TypeError, KeyError, ArithmeticError, zlib.error) as error:
             fault = f"is malformed ({type(error).__name__}: {error})"
         if fault:
@@ -180,12 +211,19 @@ def _calls(conn: sqlite3.Connection, report: Report, nodes: dict[int, bytes]) ->
 
 
 def _call(
-    conn: sqlite3.Connection, report: Report, row: dict[str, Any], nodes: dict[int, bytes], told: dict[int, list[int]]
+    conn: sqlite3.Connection,
+    report: Report,
+    row: dict[str, Any],
+    nodes: dict[int, bytes],
+    told: dict[int, list[int]],
+    buried: bool,
 ) -> str:
     """What is wrong with a call, or ""."""
     if request_hash(row["head_hash"], nodes.get(row["prompt_id"], b"")) != row["request"]:
         return "is another request than its key says"
     if row["envelope"] is None:
+        if not buried:
+            return "has lost what the server said beside the answer, and no tombstone says why"
         report.pruned += 1
     elif checksum(row["envelope"]) != row["envelope_crc"]:
         return "has another envelope than the server sent: its checksum does not agree"
@@ -203,8 +241,7 @@ def _call(
     answer = nodes[row["answer_id"]]
     if call_hash(row["request"], row["occurrence"], answer, said, exact) == row["hash"]:
         return ""
-    if exact is None and not row["inexact"]:
-        report.pruned += 1
+    if exact is None and not row["inexact"] and buried:
         return ""
     return "is not the call that was recorded: its hash does not agree"
 
@@ -249,13 +286,19 @@ def _tokens(row: dict[str, Any], told: dict[int, list[int]]) -> tuple[list[int],
     return prompt, sampled, row["logprobs"]
 
 
-def _effects(conn: sqlite3.Connection, report: Report, hashes: dict[int, list[bytes]]) -> None:
+def _effects(conn: sqlite3.Connection, report: Report, hashes: dict[int, list[bytes]], buried: Container[int]) -> None:
     columns = "id, episode_id, kind, name, request, occurrence, arguments, result, snapshot, hash"
     for row in _rows(conn, report, "effects", f"SELECT {columns} FROM steps ORDER BY id"):
         row_id, episode, kind, name, key, occurrence, arguments, result, snapshot, hashed = row
         hashes.setdefault(episode, []).append(hashed)
-        if arguments is None or result is None:
-            report.pruned += 1
+        if result is None:
+            _gone(report, "effects", row_id, buried)
+            continue
+        if arguments is None:  # those of a step whose answer was pruned with its call
+            if effect_hash(key, occurrence, result, snapshot) != hashed:
+                report.wrong(
+                    f"row {row_id} of effects has another result than the one recorded: its hash does not agree"
+                )
             continue
         try:
             asked = effect_key(kind, name, json.loads(arguments))

@@ -1,0 +1,80 @@
+"""Tombstones: the text of a row goes, its hash stays, and a commit says which rows, how many and why.
+
+A row whose text is gone without a tombstone is damage; so is one that has both. `cod verify` tells them apart. The commit's
+`detail` holds the number of rows of each part and a digest over their hashes, so that no row can be added to it afterwards.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from cod_agent.memory import runs
+from cod_agent.memory.hashing import canonical, text_hash
+
+PARTS: dict[str, tuple[str, tuple[str, ...], str]] = {
+    "head": ("heads", ("body",), "hash"),
+    "message": ("messages", ("body",), "hash"),
+    "call": ("calls", ("envelope", "prompt_ids", "sampled_ids", "logprobs"), "hash"),
+    "effect": ("effects", ("arguments", "result", "snapshot"), "hash"),
+    "task": ("tasks", ("body", "answer", "feedback"), "fingerprint"),
+    "context": ("contexts", ("body",), "hash"),
+}
+"""Part -> its table, the columns that go, and the column whose hash stays for them."""
+
+
+def bury(
+    conn: sqlite3.Connection,
+    run_id: int,
+    what: str,
+    position: int | None,
+    why: dict[str, Any],
+    rows: Mapping[str, Iterable[int]],
+) -> dict[str, int]:
+    """Inside a transaction: take the text out of rows, put a tombstone on each, and commit that to the run's chain.
+
+    Args:
+        what: "pruned" or "forgot".
+        why: kept in the commit beside counts and digest.
+        rows: row ids by part; those that lie buried already are passed over.
+
+    Returns:
+        How many rows of each part were buried now.
+    """
+    seq = conn.execute("SELECT max(seq) + 1 FROM commits WHERE run_id = ?", (run_id,)).fetchone()[0]
+    counts: dict[str, int] = {}
+    for part, ids in rows.items():
+        counts[part] = sum(_bury(conn, run_id, seq, part, row_id) for row_id in sorted(set(ids)))
+    counts = {part: count for part, count in counts.items() if count}
+    said = {**why, "rows": counts, "digest": digest(conn, run_id, seq)}
+    runs.commit(conn, run_id, what, position, said, detailed=True)
+    return counts
+
+
+def _bury(conn: sqlite3.Connection, run_id: int, seq: int, part: str, row_id: int) -> int:
+    table, columns, name = PARTS[part]
+    known = conn.execute("SELECT 1 FROM tombstones WHERE part = ? AND row_id = ?", (part, row_id)).fetchone()
+    if known is not None:
+        return 0
+    hashed = conn.execute(f"SELECT {name} FROM {table} WHERE id = ?", (row_id,)).fetchone()[0]
+    hashed = hashed.hex() if isinstance(hashed, bytes) else hashed
+    if part == "task":  # commits are made of the hashes of these
+        answer, feedback, reward = conn.execute(
+            "SELECT answer, feedback, reward FROM tasks WHERE id = ?", (row_id,)
+        ).fetchone()
+        hashed = canonical(
+            [hashed, *(None if said is None else text_hash(said) for said in (answer, feedback)), reward]
+        )
+    conn.execute(f"UPDATE {table} SET {', '.join(f'{column} = NULL' for column in columns)} WHERE id = ?", (row_id,))
+    conn.execute(
+        "INSERT INTO tombstones (run_id, seq, part, row_id, hash) VALUES (?, ?, ?, ?, ?)",
+        (run_id, seq, part, row_id, hashed),
+    )
+    return 1
+
+
+def digest(conn: sqlite3.Connection, run_id: int, seq: int) -> str:
+    """Of the tombstones of one commit, in no order."""
+    rows = conn.execute("SELECT part, hash FROM tombstones WHERE run_id = ? AND seq = ?", (run_id, seq))
+    return text_hash("\n".join(sorted(f"{part}:{hashed}" for part, hashed in rows)))
