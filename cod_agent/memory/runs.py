@@ -297,8 +297,8 @@ def solved(
 
 def _was_given(conn: sqlite3.Connection, before: Context) -> dict[str, Any]:
     row = conn.execute("SELECT episode_id, sources FROM contexts WHERE id = ?", (before.id,)).fetchone()
-    sources = json.loads(row[1])
-    return {"given": sources} if before.version and row[0] is None and "given" in sources[0] else {}
+    given = before.version and row[0] is None and row[1].startswith('[{"given":')
+    return {"given": json.loads(row[1])} if given else {}
 
 
 def judged(conn: sqlite3.Connection, run: Run, known: Lived, feedback: Feedback) -> None:

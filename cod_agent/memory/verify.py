@@ -98,7 +98,7 @@ def verify(path: str | Path) -> Report:
             for (run_id,) in _rows(conn, report, "runs", "SELECT id FROM runs ORDER BY id"):
                 try:
                     check_run(conn, report, run_id, buried["task"], buried["context"])
-                except (ValueError, TypeError, KeyError) as error:
+                except (ValueError, TypeError, LookupError) as error:
                     report.wrong(
                         f"row {run_id} of runs or what belongs to it is malformed ({type(error).__name__}: {error})"
                     )
@@ -132,6 +132,8 @@ def _tombstones(conn: sqlite3.Connection, report: Report) -> dict[str, dict[int,
         found[part][of] = hashed
         if what not in ("pruned", "forgot"):
             report.wrong(f"row {row_id} of tombstones belongs to no commit that pruned or forgot")
+    if not report.counts["tombstones"]:
+        del report.counts["tombstones"]
     for part, rows in found.items():
         table, columns, name = PARTS[part]
         for of, hashed in rows.items():

@@ -33,7 +33,7 @@ Row = dict[str, Any]
 
 def _was_given(row: Row) -> bool:
     """Whether a context is one that was given: no update wrote it, no run began with it, it says nothing that an older one said."""
-    return bool(row["version"]) and row["episode_id"] is None and "given" in json.loads(row["sources"])[0]
+    return bool(row["version"]) and row["episode_id"] is None and row["sources"].startswith('[{"given":')
 
 
 def check_run(
@@ -108,6 +108,8 @@ class _Walk:
         if [row["version"] for row in self.contexts] != list(range(expected)):
             self._wrong(f"it has {len(self.contexts)} context versions, its commits say {expected}")
         for row in self.contexts:
+            if row["held"] and row["episode_id"] is None:
+                self._wrong(f"context version {row['version']} is held back, and no update wrote it")
             if row["decided"] != self._decisions.get(row["version"], "") and not self._elsewhere(row):
                 self._wrong(
                     f"context version {row['version']} is {row['decided'] or 'undecided'}, its commits say otherwise"
