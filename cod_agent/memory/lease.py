@@ -3,6 +3,10 @@
 It is a row with an expiry that the living process renews with its commits. A process that finds the row of another one
 waits for nobody: it takes over at once if that process is provably dead (same machine, its pid gone), or once the lease has
 expired; otherwise it is refused. Whoever lost its lease finds out at its next commit, inside the transaction, and stops.
+
+The expiry is kept by two clocks. Between processes of one boot of one machine the steady clock decides, which nobody sets; only
+where that says nothing, as after a reboot, the time of day does. A clock that was set may end a lease early then, which loses
+nothing, but never lengthens it: what seems to last longer than a lease can is over.
 """
 
 from __future__ import annotations
@@ -12,6 +16,7 @@ import socket
 import sqlite3
 import time
 import uuid
+from pathlib import Path
 
 from cod_agent.errors import RunLeased
 
@@ -38,17 +43,18 @@ def take(conn: sqlite3.Connection, run_id: int, agent: str, run: str) -> None:
     Raises:
         RunLeased: another process lives the run.
     """
-    row = conn.execute("SELECT owner, host, pid, expires FROM leases WHERE run_id = ?", (run_id,)).fetchone()
+    row = conn.execute("SELECT owner, host, pid, expires, steady FROM leases WHERE run_id = ?", (run_id,)).fetchone()
     if row is not None and row[0] != owner():
-        _, host, pid, expires = row
-        if expires > time.time() and not (host == HOST and _gone(pid)):
+        _, host, pid, expires, steady = row
+        left = _left(host, expires, steady)
+        if left and not (host == HOST and _gone(pid)):
             raise RunLeased(
                 f"run {run!r} of agent {agent!r} is being lived by process {pid} on {host.split('/')[0]}: stop it, or wait "
-                f"{expires - time.time():.0f} s if it is dead, then try again"
+                f"{left:.0f} s if it is dead, then try again"
             )
     conn.execute(
-        "INSERT OR REPLACE INTO leases (run_id, owner, host, pid, expires) VALUES (?, ?, ?, ?, ?)",
-        (run_id, owner(), HOST, os.getpid(), time.time() + SECONDS),
+        "INSERT OR REPLACE INTO leases (run_id, owner, host, pid, expires, steady) VALUES (?, ?, ?, ?, ?, ?)",
+        (run_id, owner(), HOST, os.getpid(), *_ends()),
     )
 
 
@@ -64,13 +70,13 @@ def hold(conn: sqlite3.Connection, run_id: int) -> None:
     Raises:
         RunLeased: another process took it.
     """
-    row = conn.execute("SELECT owner, expires FROM leases WHERE run_id = ?", (run_id,)).fetchone()
+    row = conn.execute("SELECT owner, host, expires, steady FROM leases WHERE run_id = ?", (run_id,)).fetchone()
     if row is None or row[0] != owner():
         raise RunLeased(
             "this process was silent for so long that another one took over its run; nothing was overwritten"
         )
-    if row[1] - time.time() < SECONDS / 2:
-        conn.execute("UPDATE leases SET expires = ? WHERE run_id = ?", (time.time() + SECONDS, run_id))
+    if _left(*row[1:]) < SECONDS / 2:
+        conn.execute("UPDATE leases SET expires = ?, steady = ? WHERE run_id = ?", (*_ends(), run_id))
 
 
 def release(conn: sqlite3.Connection, run_id: int) -> None:
@@ -82,11 +88,29 @@ def owner() -> str:
     return f"{OWNER}/{os.getpid()}"
 
 
+def _ends() -> tuple[float, float]:
+    """When a lease that is renewed now ends, by the time of day and by the steady clock."""
+    return time.time() + SECONDS, time.monotonic() + SECONDS
+
+
+def _left(host: str, expires: float, steady: float | None) -> float:
+    """Seconds a lease still has; 0: it is over, or its end makes no sense."""
+    same_clock = steady is not None and _boot(host) == _boot(HOST)
+    left = steady - time.monotonic() if same_clock and steady is not None else expires - time.time()
+    return left if 0 < left <= SECONDS else 0.0
+
+
+def _boot(host: str) -> str:
+    """What the processes of one boot of one machine have in common, whatever containers they are in."""
+    return host.split("/")[1] if "/" in host else host
+
+
 def _gone(pid: int) -> bool:
     try:
         os.kill(pid, 0)
+        # One that is dead but was not waited for, as under a container's first process that waits for nobody, has its pid still.
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] in "ZX"
     except ProcessLookupError:
         return True
-    except (PermissionError, OSError):
+    except OSError:
         return False
-    return False

@@ -175,6 +175,8 @@ CREATE TABLE leases (
 """
 
 _V2 = """
+ALTER TABLE leases ADD COLUMN steady REAL;
+
 ALTER TABLE contexts ADD COLUMN held TEXT NOT NULL DEFAULT '';
 ALTER TABLE contexts ADD COLUMN decided TEXT NOT NULL DEFAULT '' CHECK (decided IN ('', 'adopted', 'refused'));
 
