@@ -12,6 +12,7 @@ from cod_agent.completions import Completion, Tokens
 from cod_agent.journal.answers import Answer, restore_logprobs
 from cod_agent.journal.requests import Request
 from cod_agent.journal.tap import Tap
+from cod_agent.memory import rows
 from cod_agent.memory.content import (
     conversation,
     link,
@@ -82,7 +83,7 @@ class FinishedCall:
             "started": self.started,
             "seconds": self.seconds,
         }
-        return int(conn.execute(_INSERT, row).lastrowid or 0)
+        return rows.insert(conn, "calls", row)
 
     def _tokens(self) -> dict[str, Any]:
         exact = self.answer.completion.tokens
@@ -97,14 +98,6 @@ class FinishedCall:
             "sampled_ids": pack_ids(exact.sampled),
             "logprobs": pack_floats(exact.logprobs),
         }
-
-
-_COLUMNS = (
-    "episode_id request occurrence head_id prompt_id style answer_id envelope envelope_crc finish_reason model weights "
-    "prompt_base_id prompt_shared prompt_ids sampled_ids logprobs on_policy inexact prompt_tokens sampled_tokens hash "
-    "started seconds"
-)
-_INSERT = f"INSERT INTO calls ({_COLUMNS.replace(' ', ', ')}) VALUES (:{_COLUMNS.replace(' ', ', :')})"
 
 
 def read_call(conn: sqlite3.Connection, row: dict[str, Any]) -> Answer:

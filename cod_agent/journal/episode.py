@@ -28,7 +28,7 @@ from cod_agent.journal.answers import Answer
 from cod_agent.journal.calls import FinishedCall, read_call, redacted
 from cod_agent.journal.requests import Conversation, Request
 from cod_agent.journal.tap import Redact, Said, Tap
-from cod_agent.memory import lease
+from cod_agent.memory import lease, rows
 from cod_agent.memory.database import Job, Memory
 from cod_agent.memory.hashing import compact, effect_hash, effect_key, value_hash
 
@@ -247,11 +247,8 @@ class Episode:
         seconds = time.time() - started
 
         def store(conn: sqlite3.Connection) -> None:
-            conn.execute(
-                "INSERT INTO attempts (episode_id, kind, request, occurrence, state, detail, started, seconds) "
-                "VALUES (?, ?, ?, ?, 'failed', ?, ?, ?)",
-                (self.id, kind, key, occurrence, self.tap.text(detail)[:2000], started, seconds),
-            )
+            said = {"state": "failed", "detail": self.tap.text(detail)[:2000], "started": started, "seconds": seconds}
+            rows.insert(conn, "attempts", {**self._keyed(kind, key, occurrence), **said})
 
         await self._write(store)
 
@@ -310,11 +307,8 @@ class Episode:
 
         def store(conn: sqlite3.Connection) -> None:
             lease.hold(conn, self.run_id)
-            conn.execute(
-                "INSERT INTO attempts (episode_id, kind, request, occurrence, state, detail, started) "
-                "VALUES (?, 'tool', ?, ?, 'started', '', ?)",
-                (self.id, key, occurrence, time.time()),
-            )
+            said = {"state": "started", "detail": "", "started": time.time()}
+            rows.insert(conn, "attempts", {**self._keyed("tool", key, occurrence), **said})
 
         await self._write(store)
 
@@ -341,14 +335,15 @@ class Episode:
         hashed = effect_hash(key, occurrence, said, kept)
         seconds = time.time() - started
         taken = self._said is not None and kind == "act" and arguments == self._said[0]
-        asked = (None, self._said[1]) if taken and self._said else (compact(arguments), None)
+        row = {**self._keyed(kind, key, occurrence), "name": name, "result": said, "snapshot": kept, "hash": hashed}
+        row |= {"call_id": self._said[1]} if taken and self._said else {"arguments": compact(arguments)}
+        row |= {"started": started, "seconds": seconds}
 
         def store(conn: sqlite3.Connection) -> None:
             lease.hold(conn, self.run_id)
-            conn.execute(
-                "INSERT INTO effects (episode_id, kind, name, request, occurrence, arguments, call_id, result, snapshot, hash, started,"
-                " seconds) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-                (self.id, kind, name, key, occurrence, *asked, said, kept, hashed, started, seconds),
-            )
+            rows.insert(conn, "effects", row)
 
         return store
+
+    def _keyed(self, kind: str, key: bytes, occurrence: int) -> dict[str, Any]:
+        return {"episode_id": self.id, "kind": kind, "request": key, "occurrence": occurrence}

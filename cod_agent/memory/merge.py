@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from cod_agent.errors import UsageError
-from cod_agent.memory import lease
+from cod_agent.memory import lease, rows
 from cod_agent.memory.content import Node, store_child, store_head
 from cod_agent.memory.database import Memory
 from cod_agent.memory.readonly import look
@@ -109,7 +109,7 @@ class _Copy:
             self._episode(row["id"], episodes[row["id"]])
         for row in self._of("contexts", "run_id", run_id):
             wrote = episodes.get(row["episode_id"])
-            self._here.execute("UPDATE contexts SET episode_id = ? WHERE id = ?", (wrote, contexts[row["id"]]))
+            rows.update(self._here, "contexts", contexts[row["id"]], {"episode_id": wrote})
         for row in self._of("commits", "run_id", run_id, "seq"):
             self._put("commits", {**row, "run_id": new_run}, "run_id, seq", gives="seq")
 
@@ -183,6 +183,7 @@ class _Copy:
         return self._insert(table, row, f"ON CONFLICT ({key}) DO UPDATE SET {over} RETURNING {gives}")
 
     def _insert(self, table: str, row: Row, then: str = "RETURNING id") -> int:
+        row = {**row, "guard": rows.guard_of(row)} if table in rows.GUARDED else row
         names = [name for name in row if name != "id"]
         marks = ", ".join("?" * len(names))
         query = f"INSERT INTO {table} ({', '.join(names)}) VALUES ({marks}) {then}"

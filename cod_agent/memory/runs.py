@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from cod_agent.errors import TaskMismatch, UnknownName, UsageError
-from cod_agent.memory import lease
+from cod_agent.memory import lease, rows
 from cod_agent.memory.hashing import canonical, chain, digest, text_hash, value_hash
 from cod_agent.tasks import Feedback, Task
 
@@ -93,21 +93,16 @@ def open_run(
         return Run(row[0], agent, name, row[1])
     said = {"agent": agent, "run": name, "environment": environment, "pack": pack, "length": length}
     said |= {"model": model, "settings": settings}
-    made = conn.execute(
-        "INSERT INTO runs (agent, name, environment, pack, length, model, settings, created) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-        (agent, name, environment, pack and canonical(pack), length, model, canonical(settings), time.time()),
-    )
-    run_id = int(made.lastrowid or 0)
+    row = {"agent": agent, "name": name, "environment": environment, "pack": pack and canonical(pack), "length": length}
+    row |= {"model": model, "settings": canonical(settings), "created": time.time()}
+    run_id = rows.insert(conn, "runs", row)
     body, origin = "", None
     if start is not None:
         body, *origin = conn.execute(
             "SELECT c.body, r.agent, r.name, c.version FROM contexts c JOIN runs r ON r.id = c.run_id WHERE c.id = ?",
             (start,),
         ).fetchone()
-    conn.execute(
-        "INSERT INTO contexts (run_id, version, parent_id, body, hash, sources, created) VALUES (?, 0, ?, ?, ?, '[]', ?)",
-        (run_id, start, body, text_hash(body), time.time()),
-    )
+    _write_version(conn, run_id, 0, start, body, [])
     lease.take(conn, run_id, agent, name)
     commit(conn, run_id, "began", None, {**said, "context": text_hash(body), "origin": origin})
     return Run(run_id, agent, name, length)
@@ -143,19 +138,9 @@ def commit(
     ).fetchone()
     seq, previous = (row[0] + 1, row[1]) if row else (0, "")
     entry = value_hash({"what": what, "position": position, **said})
-    conn.execute(
-        "INSERT INTO commits (run_id, seq, what, position, detail, hash, chain, created) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-        (
-            run_id,
-            seq,
-            what,
-            position,
-            canonical(said) if detailed else None,
-            entry,
-            chain(previous, entry),
-            time.time(),
-        ),
-    )
+    link = {"run_id": run_id, "seq": seq, "what": what, "position": position, "hash": entry, "created": time.time()}
+    link |= {"detail": canonical(said) if detailed else None, "chain": chain(previous, entry)}
+    rows.insert(conn, "commits", link)
     return int(seq)
 
 
@@ -224,23 +209,32 @@ def begin_task(
     if given is not None and given.body != before.body:
         before = _give(conn, before, given)
     body = task.model_dump_json()
-    row_id = conn.execute(
-        "INSERT INTO tasks (run_id, position, name, fingerprint, body, state) VALUES (?, ?, ?, ?, ?, 'open')",
-        (run.id, position, task.id, task.fingerprint, body),
-    ).lastrowid
+    row = {"run_id": run.id, "position": position, "name": task.id, "fingerprint": task.fingerprint}
+    row_id = rows.insert(conn, "tasks", {**row, "body": body, "state": "open"})
     episode_id, _ = begin_episode(conn, run.id, position, "solve", before.id)
-    return Lived(int(row_id or 0), position, task, "open", "", None, "", episode_id, before.id, fresh=True), before
+    return Lived(row_id, position, task, "open", "", None, "", episode_id, before.id, fresh=True), before
 
 
 def _give(conn: sqlite3.Connection, before: Context, given: Given) -> Context:
     """A version that no update wrote; the commit of the task that is solved with it says where it came from."""
-    version, hashed = _next_version(conn, before.run_id), text_hash(given.body)
-    sources = canonical([{"given": given.name}])
-    made = conn.execute(
-        "INSERT INTO contexts (run_id, version, parent_id, body, hash, sources, created) VALUES (?, ?, ?, ?, ?, ?, ?)",
-        (before.run_id, version, before.id, given.body, hashed, sources, time.time()),
-    )
-    return Context(int(made.lastrowid or 0), before.run_id, version, given.body, hashed)
+    version = _next_version(conn, before.run_id)
+    return _write_version(conn, before.run_id, version, before.id, given.body, [{"given": given.name}])
+
+
+def _write_version(
+    conn: sqlite3.Connection,
+    run_id: int,
+    version: int,
+    parent_id: int | None,
+    body: str,
+    sources: list[dict[str, Any]],
+    **written: Any,
+) -> Context:
+    """A row of `contexts`; `written` by an update: its episode, weights, and why it is held."""
+    hashed = text_hash(body)
+    row = {"run_id": run_id, "version": version, "parent_id": parent_id, "body": body, "hash": hashed, **written}
+    new_id = rows.insert(conn, "contexts", {**row, "sources": canonical(sources), "created": time.time()})
+    return Context(new_id, run_id, version, body, hashed)
 
 
 def begin_episode(conn: sqlite3.Connection, run_id: int, position: int, kind: str, context_id: int) -> tuple[int, bool]:
@@ -250,29 +244,24 @@ def begin_episode(conn: sqlite3.Connection, run_id: int, position: int, kind: st
     ).fetchone()
     if row is not None:
         return int(row[0]), False
-    cursor = conn.execute(
-        "INSERT INTO episodes (run_id, position, kind, context_id, state, started) VALUES (?, ?, ?, ?, 'live', ?)",
-        (run_id, position, kind, context_id, time.time()),
-    )
-    return int(cursor.lastrowid or 0), True
+    made = {"run_id": run_id, "position": position, "kind": kind, "context_id": context_id}
+    return rows.insert(conn, "episodes", {**made, "state": "live", "started": time.time()}), True
 
 
 def end_episode(conn: sqlite3.Connection, episode_id: int, state: str, reason: str = "") -> str:
     """Close an episode; returns its digest."""
     made = episode_digest(conn, episode_id)
-    conn.execute(
-        "UPDATE episodes SET state = ?, reason = ?, digest = ?, finished = ? WHERE id = ?",
-        (state, reason, made, time.time(), episode_id),
-    )
+    ended = {"state": state, "reason": reason, "digest": made, "finished": time.time()}
+    rows.update(conn, "episodes", episode_id, ended)
     return made
 
 
 def episode_digest(conn: sqlite3.Connection, episode_id: int) -> str:
-    rows = conn.execute(
+    hashes = conn.execute(
         "SELECT hash FROM calls WHERE episode_id = ? UNION ALL SELECT hash FROM effects WHERE episode_id = ?",
         (episode_id, episode_id),
     )
-    return digest(row[0] for row in rows)
+    return digest(row[0] for row in hashes)
 
 
 def solved(
@@ -281,7 +270,7 @@ def solved(
     """open -> solved."""
     lease.hold(conn, run.id)
     made = end_episode(conn, int(known.solve_id or 0), state, reason)
-    conn.execute("UPDATE tasks SET state = 'solved', answer = ?, reason = ? WHERE id = ?", (answer, reason, known.id))
+    rows.update(conn, "tasks", known.id, {"state": "solved", "answer": answer, "reason": reason})
     before = context(conn, int(known.context_id or 0))
     said = {
         "fingerprint": known.task.fingerprint,
@@ -307,7 +296,7 @@ def judged(conn: sqlite3.Connection, run: Run, known: Lived, feedback: Feedback)
     body = feedback.model_dump_json()
     # NaN is no SQL value: the column shows NULL, the feedback's JSON keeps what was said.
     reward = None if feedback.reward is None or feedback.reward != feedback.reward else feedback.reward
-    conn.execute("UPDATE tasks SET state = 'judged', reward = ?, feedback = ? WHERE id = ?", (reward, body, known.id))
+    rows.update(conn, "tasks", known.id, {"state": "judged", "reward": reward, "feedback": body})
     commit(conn, run.id, "judged", known.position, {"feedback": text_hash(body)})
 
 
@@ -332,34 +321,20 @@ def updated(
     weights = conn.execute(
         "SELECT weights FROM calls WHERE episode_id = ? ORDER BY id DESC LIMIT 1", (episode_id,)
     ).fetchone()
-    new_id = conn.execute(
-        "INSERT INTO contexts (run_id, version, parent_id, episode_id, body, hash, weights, sources, held, created) "
-        "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-        (
-            run.id,
-            version,
-            parent.id,
-            episode_id,
-            body,
-            text_hash(body),
-            weights[0] if weights else "",
-            canonical(sources),
-            held,
-            time.time(),
-        ),
-    ).lastrowid
-    conn.execute("UPDATE tasks SET state = 'updated' WHERE id = ?", (known.id,))
-    said = {"episode": made, "from": [parent.version, parent.hash], "version": version, "context": text_hash(body)}
-    said |= {"sources": sources, "weights": weights[0] if weights else "", **({"held": held} if held else {})}
+    wrote = {"weights": weights[0] if weights else "", "held": held}
+    new = _write_version(conn, run.id, version, parent.id, body, sources, episode_id=episode_id, **wrote)
+    rows.update(conn, "tasks", known.id, {"state": "updated"})
+    said = {"episode": made, "from": [parent.version, parent.hash], "version": version, "context": new.hash}
+    said |= {"sources": sources, "weights": wrote["weights"], **({"held": held} if held else {})}
     commit(conn, run.id, "updated", known.position, said)
-    return Context(int(new_id or 0), run.id, version, body, text_hash(body))
+    return new
 
 
 def kept(conn: sqlite3.Connection, run: Run, known: Lived, episode_id: int, reason: str) -> Context:
     """judged -> updated, the last good context staying because the update was refused."""
     lease.hold(conn, run.id)
     made = end_episode(conn, episode_id, "refused", reason)
-    conn.execute("UPDATE tasks SET state = 'updated' WHERE id = ?", (known.id,))
+    rows.update(conn, "tasks", known.id, {"state": "updated"})
     before = _started_from(conn, episode_id)
     said = {"episode": made, "from": [before.version, before.hash], "reason": reason}
     commit(conn, run.id, "kept", known.position, said)
@@ -384,15 +359,12 @@ def adopt(conn: sqlite3.Connection, run: Run, source_id: int, why: dict[str, Any
     if body is None:
         raise UsageError(f"version {origin[2]} of run {origin[1]!r} was forgotten or pruned: its text is gone")
     version = _next_version(conn, run.id)
-    made = conn.execute(
-        "INSERT INTO contexts (run_id, version, parent_id, body, hash, sources, created) VALUES (?, ?, ?, ?, ?, ?, ?)",
-        (run.id, version, source_id, body, hashed, canonical([{"adopted": origin}]), time.time()),
-    )
+    new = _write_version(conn, run.id, version, source_id, body, [{"adopted": origin}])
     if held and not decided:
-        conn.execute("UPDATE contexts SET decided = 'adopted' WHERE id = ?", (source_id,))
+        rows.update(conn, "contexts", source_id, {"decided": "adopted"})
     said = {"version": version, "context": hashed, "of": origin, **why}
     commit(conn, run.id, "adopted", None, said, detailed=True)
-    return Context(int(made.lastrowid or 0), run.id, version, body, hashed)
+    return new
 
 
 def refuse(conn: sqlite3.Connection, run: Run, context_id: int, why: dict[str, Any]) -> None:
@@ -409,14 +381,14 @@ def refuse(conn: sqlite3.Connection, run: Run, context_id: int, why: dict[str, A
         raise UsageError(
             f"version {version} of run {run.name!r} {f'was {decided}' if decided else 'was not held back'}"
         )
-    conn.execute("UPDATE contexts SET decided = 'refused' WHERE id = ?", (context_id,))
+    rows.update(conn, "contexts", context_id, {"decided": "refused"})
     commit(conn, run.id, "refused", None, {"version": version, "context": hashed, **why}, detailed=True)
 
 
 def closed(conn: sqlite3.Connection, run: Run, known: Lived) -> None:
     """judged -> closed: a task without an update, as the last of a declared pack."""
     lease.hold(conn, run.id)
-    conn.execute("UPDATE tasks SET state = 'closed' WHERE id = ?", (known.id,))
+    rows.update(conn, "tasks", known.id, {"state": "closed"})
     commit(conn, run.id, "closed", known.position, {})
 
 

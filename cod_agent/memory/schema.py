@@ -10,6 +10,7 @@ import sqlite3
 from collections.abc import Sequence
 
 from cod_agent.errors import NotADatabase, SchemaTooNew
+from cod_agent.memory.rows import guard_function
 
 APPLICATION_ID = 0x436F4474
 """'CoDt' in the file's header: a run database of this project."""
@@ -190,9 +191,10 @@ CREATE TABLE new_commits (
   hash TEXT NOT NULL,
   chain TEXT NOT NULL,
   created REAL NOT NULL,
+  guard INTEGER NOT NULL,
   PRIMARY KEY (run_id, seq)
 ) STRICT, WITHOUT ROWID;
-INSERT INTO new_commits SELECT run_id, seq, what, position, NULL, hash, chain, created FROM commits;
+INSERT INTO new_commits SELECT run_id, seq, what, position, NULL, hash, chain, created, 0 FROM commits;
 DROP TABLE commits;
 ALTER TABLE new_commits RENAME TO commits;
 
@@ -205,6 +207,39 @@ CREATE TABLE tombstones (
   hash TEXT NOT NULL,
   UNIQUE (part, row_id)
 ) STRICT;
+
+ALTER TABLE runs ADD COLUMN guard INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE contexts ADD COLUMN guard INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE tasks ADD COLUMN guard INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE episodes ADD COLUMN guard INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE calls ADD COLUMN guard INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE effects ADD COLUMN guard INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE attempts ADD COLUMN guard INTEGER NOT NULL DEFAULT 0;
+
+UPDATE runs SET guard = guard('agent name environment pack length model settings created',
+  agent, name, environment, pack, length, model, settings, created);
+UPDATE contexts SET guard = guard('run_id version parent_id episode_id body hash weights sources held decided created',
+  run_id, version, parent_id, episode_id, body, hash, weights, sources, held, decided, created);
+UPDATE tasks SET guard = guard('run_id position name fingerprint body state answer reward feedback reason',
+  run_id, position, name, fingerprint, body, state, answer, reward, feedback, reason);
+UPDATE episodes SET guard = guard('run_id position kind context_id state reason digest started finished',
+  run_id, position, kind, context_id, state, reason, digest, started, finished);
+UPDATE calls SET guard = guard('episode_id request occurrence head_id prompt_id style answer_id envelope envelope_crc finish_reason '
+  || ' model weights prompt_base_id prompt_shared prompt_ids sampled_ids logprobs on_policy inexact '
+  || ' prompt_tokens sampled_tokens hash started seconds',
+  episode_id, request, occurrence, head_id, prompt_id, style, answer_id, envelope, envelope_crc,
+  finish_reason, model, weights, prompt_base_id, prompt_shared, prompt_ids, sampled_ids, logprobs,
+  on_policy, inexact, prompt_tokens, sampled_tokens, hash, started, seconds);
+UPDATE effects SET guard = guard('episode_id kind name request occurrence arguments call_id result snapshot hash started seconds',
+  episode_id, kind, name, request, occurrence, arguments, call_id, result, snapshot, hash, started, seconds);
+UPDATE attempts SET guard = guard('episode_id kind request occurrence state detail started seconds',
+  episode_id, kind, request, occurrence, state, detail, started, seconds);
+UPDATE commits SET guard = guard('run_id seq what position detail hash chain created',
+  run_id, seq, what, position, detail, hash, chain, created);
+
+CREATE INDEX contexts_by_episode ON contexts (episode_id);
+CREATE INDEX contexts_in_force ON contexts (run_id, version) WHERE held = '';
+CREATE INDEX tasks_to_do ON tasks (run_id, state, position) WHERE state IN ('open', 'judged');
 """
 
 MIGRATIONS: tuple[str, ...] = (_V1, _V2)
@@ -248,6 +283,7 @@ def migrate(
     """
     from sqlite_utils import Database, Migrations
 
+    conn.create_function("guard", -1, guard_function, deterministic=True)
     steps = Migrations(name)
     for number, sql in enumerate(MIGRATIONS if migrations is None else migrations, 1):
 

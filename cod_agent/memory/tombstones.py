@@ -10,7 +10,7 @@ import sqlite3
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from cod_agent.memory import runs
+from cod_agent.memory import rows, runs
 from cod_agent.memory.hashing import canonical, text_hash
 
 PARTS: dict[str, tuple[str, tuple[str, ...], str]] = {
@@ -30,21 +30,21 @@ def bury(
     what: str,
     position: int | None,
     why: dict[str, Any],
-    rows: Mapping[str, Iterable[int]],
+    buried: Mapping[str, Iterable[int]],
 ) -> dict[str, int]:
     """Inside a transaction: take the text out of rows, put a tombstone on each, and commit that to the run's chain.
 
     Args:
         what: "pruned" or "forgot".
         why: kept in the commit beside counts and digest.
-        rows: row ids by part; those that lie buried already are passed over.
+        buried: row ids by part; those that lie buried already are passed over.
 
     Returns:
         How many rows of each part were buried now.
     """
     seq = conn.execute("SELECT max(seq) + 1 FROM commits WHERE run_id = ?", (run_id,)).fetchone()[0]
     counts: dict[str, int] = {}
-    for part, ids in rows.items():
+    for part, ids in buried.items():
         counts[part] = sum(_bury(conn, run_id, seq, part, row_id) for row_id in sorted(set(ids)))
     counts = {part: count for part, count in counts.items() if count}
     said = {**why, "rows": counts, "digest": digest(conn, run_id, seq)}
@@ -66,7 +66,7 @@ def _bury(conn: sqlite3.Connection, run_id: int, seq: int, part: str, row_id: in
         hashed = canonical(
             [hashed, *(None if said is None else text_hash(said) for said in (answer, feedback)), reward]
         )
-    conn.execute(f"UPDATE {table} SET {', '.join(f'{column} = NULL' for column in columns)} WHERE id = ?", (row_id,))
+    rows.update(conn, table, row_id, dict.fromkeys(columns))
     conn.execute(
         "INSERT INTO tombstones (run_id, seq, part, row_id, hash) VALUES (?, ?, ?, ?, ?)",
         (run_id, seq, part, row_id, hashed),
@@ -76,5 +76,5 @@ def _bury(conn: sqlite3.Connection, run_id: int, seq: int, part: str, row_id: in
 
 def digest(conn: sqlite3.Connection, run_id: int, seq: int) -> str:
     """Of the tombstones of one commit, in no order."""
-    rows = conn.execute("SELECT part, hash FROM tombstones WHERE run_id = ? AND seq = ?", (run_id, seq))
-    return text_hash("\n".join(sorted(f"{part}:{hashed}" for part, hashed in rows)))
+    stones = conn.execute("SELECT part, hash FROM tombstones WHERE run_id = ? AND seq = ?", (run_id, seq))
+    return text_hash("\n".join(sorted(f"{part}:{hashed}" for part, hashed in stones)))
