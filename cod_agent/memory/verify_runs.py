@@ -212,7 +212,8 @@ class _Walk:
         task = self.tasks.get(position)
         if task is None:
             return None
-        stone = self._stone(task) or [None, *(said and text_hash(said) for said in (task["answer"], task["feedback"]))]
+        texts = (task["answer"], task["feedback"])
+        stone = self._stone(task) or [None, *(None if said is None else text_hash(said) for said in texts)]
         if what == "judged":
             return {"feedback": stone[2]} if stone[2] else None
         if what == "closed":
