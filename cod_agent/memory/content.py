@@ -55,7 +55,9 @@ def store_child(conn: sqlite3.Connection, cache: dict[bytes, int], parent: int |
     """Row id of one node under a stored one."""
     known = cache.get(node.hash)
     if known is None:
-        row = conn.execute("SELECT id FROM messages WHERE hash = ?", (node.hash,)).fetchone()
+        row = conn.execute("SELECT id, body IS NULL FROM messages WHERE hash = ?", (node.hash,)).fetchone()
+        if row is not None and row[1]:  # it was pruned or forgotten, and is said again
+            conn.execute("UPDATE messages SET body = ? WHERE id = ?", (node.body, row[0]))
         if row is None:
             made = conn.execute(
                 "INSERT INTO messages (parent_id, hash, body, labels) VALUES (?, ?, ?, ?)",
@@ -70,7 +72,9 @@ def store_head(conn: sqlite3.Connection, cache: dict[bytes, int], digest: bytes,
     """Row id of a request's head."""
     known = cache.get(digest)
     if known is None:
-        row = conn.execute("SELECT id FROM heads WHERE hash = ?", (digest,)).fetchone()
+        row = conn.execute("SELECT id, body IS NULL FROM heads WHERE hash = ?", (digest,)).fetchone()
+        if row is not None and row[1]:
+            conn.execute("UPDATE heads SET body = ? WHERE id = ?", (body, row[0]))
         if row is None:
             row = (conn.execute("INSERT INTO heads (hash, body) VALUES (?, ?)", (digest, body)).lastrowid,)
         known = cache[digest] = row[0]

@@ -85,6 +85,8 @@ class Memory:
         self.durable = durable
         self.cache: dict[bytes, int] = {}
         """Row ids of content already stored (messages and heads by hash); only touched inside a job."""
+        self._stones: int | None = None
+        """The newest tombstone when `cache` was last known to be right."""
         self._uses = 1
         self._lock = threading.Lock()
         # By event loop, as locks belong to one and the sync twins bring a new one each time; a lock is there while anybody has it.
@@ -241,7 +243,9 @@ class Memory:
                 with self._turn():
                     conn.execute("BEGIN IMMEDIATE")
                     results: list[_Result] = (
-                        [(jobs[0](conn), None)] if len(jobs) == 1 else [self._savepoint(conn, job) for job in jobs]
+                        [(self._do(conn, jobs[0]), None)]
+                        if len(jobs) == 1
+                        else [self._savepoint(conn, job) for job in jobs]
                     )
                     conn.execute("COMMIT")
             except BaseException as error:
@@ -252,10 +256,17 @@ class Memory:
             self._commit_seconds += 0.1 * (time.perf_counter() - started - self._commit_seconds)
         return [(value, translate(e, self.path) if isinstance(e, sqlite3.Error) else e) for value, e in results]
 
+    def _do(self, conn: sqlite3.Connection, job: Job[Any]) -> Any:
+        stones = conn.execute("SELECT max(id) FROM tombstones").fetchone()[0]
+        if stones != self._stones:  # texts were taken out, by whomever: who says them again stores them again
+            self._stones = stones
+            self.cache.clear()
+        return job(conn)
+
     def _savepoint(self, conn: sqlite3.Connection, job: Job[Any]) -> _Result:
         conn.execute("SAVEPOINT job")
         try:
-            value = job(conn)
+            value = self._do(conn, job)
         except BaseException as error:
             # Full disks and the like end the transaction by themselves; then the whole batch fails.
             if not conn.in_transaction:
