@@ -11,23 +11,30 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import copy
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
+from cod_agent.budget import Budget, Limits
 from cod_agent.context import Prompts
 from cod_agent.environments.base import Environment, Tool
 from cod_agent.errors import TaskMismatch, UsageError
 from cod_agent.events import Event, Judged
-from cod_agent.journal.tap import Redact
+from cod_agent.journal.boundary import secrets_of
+from cod_agent.journal.tap import Redact, Tap
 from cod_agent.lifecycle import Emit, Give, Lifecycle, Ways
 from cod_agent.memory import lease, read, runs
 from cod_agent.memory.database import Memory
 from cod_agent.models.base import Model
+from cod_agent.review import Review
+from cod_agent.secrets import Secrets
 from cod_agent.solvers.base import Solver
 from cod_agent.tasks import Feedback, Outcome, Pack, Task
+from cod_agent.write_gate import OPEN_GATE, WriteGate, gate_of
 
 T = TypeVar("T")
 INFINITE = float("inf")
@@ -51,8 +58,13 @@ class CoDAgent:
         updates: False gives every solve episode the empty context and writes none (the control "no-context").
         given: `given(run, position)` -> the text of the context that the task there is solved with, plain or async, instead of one the
             agent wrote; no updates are asked for then. Asked once for each task: the text is kept as a version of the run's context.
-        redact: applied to every text before it is sent or stored.
+        redact: applied to every text before it is sent or stored: by default `Secrets` with the keys of the model and the solver and
+            the names that tools declare; None changes nothing.
+        gate: what an update has to pass before a task is solved with it: open (the default), quarantine, review, or a `WriteGate`
+            (see `cod_agent.write_gate`).
         settings: anything else to keep with its runs (JSON), such as the arguments of the program that lives them.
+        budget: what each episode may spend. One that spent it has ended: a solve fails, an update is refused (docs/budgets.md).
+        run_budget: what each run may spend in all. One that spent it raises `BudgetSpent`, and goes on when it may spend more.
         on_doubt: decides "repeat" or "fail" for a tool declared `on_crash="ask"` that was running when the process died.
         watch: told everything that happens, as `stream` tells it, whichever method it happens in; quick, and it must not raise. It may
             be set anew between two tasks (`agent.watch = None`). `stream` tells whoever iterates it instead.
@@ -75,8 +87,11 @@ class CoDAgent:
         max_context: int = 4000,
         updates: bool = True,
         given: Give | None = None,
-        redact: Redact | None = None,
+        redact: Redact | Literal["secrets"] | None = "secrets",
+        gate: WriteGate | str = "open",
         settings: dict[str, Any] | None = None,
+        budget: Budget | None = None,
+        run_budget: Budget | None = None,
         on_doubt: Callable[[str, Any], str] | None = None,
         watch: Emit | None = None,
     ) -> None:
@@ -84,13 +99,27 @@ class CoDAgent:
             raise UsageError("an agent needs a name: it is how its memory is found again")
         self.name, self.environment, self.watch = name, environment, watch
         updates = updates and given is None
-        self._settings = {"max_context": max_context, "updates": updates, **(settings or {})}
+        passed = gate_of(gate)
+        self._settings = {"max_context": max_context, "updates": updates, **passed.settings(), **(settings or {})}
         self._model = _resolve(model, environment) if isinstance(model, str) else model
+        self._settings |= {"budget": budget.json()} if budget else {}
         self._owns_model = isinstance(model, str)
+        self._tap = Tap(_secrets(tools, self._model, solver) if redact == "secrets" else redact)
         self._owns_memory = not isinstance(memory, Memory)
         self.memory = memory if isinstance(memory, Memory) else Memory.open(memory)
         self._ways = Ways(
-            self.memory, self._model, solver, tuple(tools), prompts, max_context, updates, redact, on_doubt, given
+            self.memory,
+            self._model,
+            solver,
+            tuple(tools),
+            prompts,
+            max_context,
+            updates,
+            self._tap.redact,
+            on_doubt,
+            given,
+            gate=passed,
+            limits=Limits(budget, run_budget) if budget or run_budget else None,
         )
         self._runs: dict[str, runs.Run] = {}
         self._current: str | None = None
@@ -115,7 +144,7 @@ class CoDAgent:
 
         Raises:
             TaskMismatch: another task stands at a position already lived.
-            ModelError, StoreError, ReplayDiverged, ToolInDoubt: see `cod_agent.errors`; the run can be resumed.
+            ModelError, StoreError, ReplayDiverged, ToolInDoubt, BudgetSpent: see `cod_agent.errors`; the run can be resumed.
         """
         async for outcome in self._live(tasks, run, fork, None):
             yield outcome
@@ -175,7 +204,9 @@ class CoDAgent:
             )
             if position is not None and position > following:
                 raise UsageError(f"run {run!r} has not come to position {position} yet: the next one is {following}")
-            return await self._lifecycle(opened).live(following if position is None else position, task)
+            outcome = await self._lifecycle(opened).live(following if position is None else position, task)
+            await self._try_held(opened)
+            return outcome
 
     async def feedback(
         self, outcome: Outcome | int, reward: float | None = None, text: str = "", *, run: str | None = None
@@ -204,7 +235,7 @@ class CoDAgent:
             raise UsageError(
                 "an update follows feedback, and there is no model to write it: give CoDAgent(model=...) or updates=False"
             )
-        said = Feedback(reward=reward, text=self._ways.redact(text) if self._ways.redact else text)
+        said = Feedback(reward=reward, text=self._tap.text(text))
         async with self._lock(run), self._renewed(opened):
             known = await self.memory.read(lambda conn: read.position(conn, opened, position))
             if known.state == "open":
@@ -224,6 +255,23 @@ class CoDAgent:
         """The updates that are due, one after the other, so that each starts from the newest version."""
         for due in await self.memory.read(lambda conn: read.due(conn, opened)):
             await self._lifecycle(opened).live(due.position, due.task)
+            await self._try_held(opened)
+
+    async def _try_held(self, opened: runs.Run, emit: Emit | None = None) -> None:
+        """What the gate holds back is tried before the next task, where there is something to try it on."""
+        if self._ways.gate.canaries:
+            from cod_agent.canary import try_held
+
+            await try_held(self, opened, emit or self.watch)
+
+    def _twin(self, purpose: str, environment: Environment | None) -> CoDAgent:
+        """The same agent for runs of another purpose than to live and learn: it writes no contexts, and owns nothing."""
+        made = copy.copy(self)
+        made._ways = replace(self._ways, updates=False, given=None, gate=OPEN_GATE)
+        made._settings = {**self._settings, "updates": False, "purpose": purpose}
+        made._owns_model = made._owns_memory = False
+        made._runs, made._current, made.watch, made.environment = {}, None, None, environment
+        return made
 
     async def abandon(self, *, run: str = LIFE, reason: str = "abandoned") -> None:
         """Give up what stands unfinished in a run, so that another task can be solved: the task at its end, or else the first update
@@ -235,9 +283,13 @@ class CoDAgent:
             for known in left or (await self.memory.read(lambda conn: read.due(conn, opened)))[:1]:
                 await self.memory.write(partial(life.abort if left else life.keep, known=known, reason=reason))
 
+    def review(self, *, run: str = LIFE) -> Review:
+        """The decisions about what the write gate holds back in a run, and the way back to an older version."""
+        return Review(self, run)
+
     @property
     def context(self) -> str:
-        """The newest context of the run lived last ("" before the first update)."""
+        """The newest context in force of the run lived last ("" before the first update)."""
         return self.memory.read_sync(lambda conn: read.newest_body(conn, self.name, self._current))
 
     # ---- sync twins ----
@@ -353,6 +405,7 @@ class CoDAgent:
                 # Not held while the caller has the outcome: that is when it gives feedback.
                 async with self._lock(name):
                     outcome = await lifecycle.live(position, task)
+                    await self._try_held(opened, emit)
                 yield outcome
                 position += 1
 
@@ -374,10 +427,10 @@ class CoDAgent:
         world = environment or self.environment
         said: dict[str, Any] = {
             "environment": getattr(world, "name", None) if world else None,
-            "pack": {"id": pack.id, **pack.data} if pack else None,
+            "pack": self._tap.value({"id": pack.id, **pack.data}) if pack else None,
             "length": len(pack) if pack else None,
-            "model": self._model.name if self._model else "",
-            "settings": self._settings,
+            "model": self._tap.text(self._model.name) if self._model else "",
+            "settings": self._tap.value(self._settings),
         }
 
         def open_it(conn: Any) -> runs.Run:
@@ -450,6 +503,14 @@ def _resolve(name: str, environment: Environment | None) -> Model:
     from cod_agent.models import resolve
 
     return resolve(name, world=environment)
+
+
+def _secrets(tools: Sequence[Tool], *keepers: object) -> Secrets:
+    """What is kept secret if nothing else is said: what the environment has, what tools ask for, what models and solvers use."""
+    found = Secrets(*(name for tool in tools for name in secrets_of(tool)))
+    for keeper in keepers:
+        found = found.beside(getattr(keeper, "secrets", {}))
+    return found
 
 
 async def _next(items: AsyncIterator[T]) -> T:

@@ -77,6 +77,15 @@ class ContextKept(Event):
 
 
 @dataclass(frozen=True, slots=True)
+class ContextHeld(Event):
+    """The update wrote a version that is held back until somebody decides; the last one in force stays."""
+
+    context: str
+    version: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class TaskEnded(Event):
     """Everything that happens now with this task has happened: what `run` yields."""
 

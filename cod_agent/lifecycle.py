@@ -12,12 +12,15 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from cod_agent.blame import Line, blame, encode, follow, read_by
+from cod_agent.budget import Limits
 from cod_agent.completions import Completion
 from cod_agent.context import Message, Prompts, Trajectory, UpdateRefused, parse_update, prompts_for
 from cod_agent.environments.base import Environment, Session, Tool, started, tools_of
-from cod_agent.errors import UsageError
+from cod_agent.errors import BudgetSpent, ModelError, UsageError
 from cod_agent.events import (
     Answered,
+    ContextHeld,
     ContextKept,
     ContextWritten,
     Delta,
@@ -30,6 +33,7 @@ from cod_agent.events import (
 )
 from cod_agent.journal.boundary import Aborted, Boundary
 from cod_agent.journal.episode import Episode
+from cod_agent.journal.pieces import Pieces
 from cod_agent.journal.tap import Redact, Tap
 from cod_agent.memory import read, runs
 from cod_agent.memory.database import Memory
@@ -38,6 +42,7 @@ from cod_agent.solvers.base import Solver
 from cod_agent.solvers.text import TextSolver
 from cod_agent.solvers.tools import ToolSolver
 from cod_agent.tasks import Feedback, Outcome, Task
+from cod_agent.write_gate import OPEN_GATE, Proposal, WriteGate
 
 Emit = Callable[[Event], None]
 Give = Callable[[str, int], str | Awaitable[str]]
@@ -59,6 +64,8 @@ class Ways:
     redact: Redact | None
     on_doubt: Callable[[str, Any], str] | None
     given: Give | None = None
+    limits: Limits | None = None
+    gate: WriteGate = OPEN_GATE
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +74,8 @@ class _Update:
 
     episode_id: int
     before: runs.Context
+    lines: tuple[Line, ...]
+    """Of `before`."""
     trajectory: Trajectory
     fresh: bool
 
@@ -144,9 +153,7 @@ class Lifecycle:
 
     async def _solve(self, known: runs.Lived, before: runs.Context, given: Task) -> tuple[runs.Lived, _Update | None]:
         ways, position = self.ways, known.position
-        episode = Episode(ways.memory, self.run.id, int(known.solve_id or 0), ways.redact)
-        if not known.fresh:
-            await episode.load()
+        episode = await self._episode(int(known.solve_id or 0), known.fresh)
         session = await self._session(position, given)
         tools = Boundary(
             episode,
@@ -162,19 +169,23 @@ class Lifecycle:
         solver = ways.solver or (ToolSolver(prompts) if len(tools) else TextSolver(prompts))
         with episode:
             try:
-                answer = await _solved(solver, known.task, before.body, tools)
+                async with episode.timed():
+                    answer = await _solved(solver, known.task, before.body, tools)
             except Exception as error:
-                if episode.stopped is not None and error is not episode.stopped:
-                    raise episode.stopped from error
-                raise
-        if tools.aborted:
-            await ways.memory.write(episode.commit(lambda conn: self.abort(conn, known, tools.aborted)))
+                if episode.spent is None:
+                    if episode.stopped is not None and error is not episode.stopped:
+                        raise episode.stopped from error
+                    raise
+        spent = episode.spent
+        lost = str(spent) if spent is not None and spent.what == "seconds" else tools.aborted
+        if lost:
+            await ways.memory.write(episode.commit(lambda conn: self.abort(conn, known, lost)))
             return known, None
         episode.finish()
-        answer, feedback = episode.tap.text(answer), _judgement(tools)
+        answer, feedback = "" if spent else episode.tap.text(answer), _judgement(tools, spent)
 
         def commit(conn: sqlite3.Connection) -> tuple[runs.Lived, _Update | None]:
-            runs.solved(conn, self.run, known, answer)
+            runs.solved(conn, self.run, known, answer, reason=str(spent or ""))
             if feedback is not None:
                 runs.judged(conn, self.run, known, feedback)
             return self._proceed(conn, position)
@@ -196,7 +207,8 @@ class Lifecycle:
         latest = runs.latest_context(conn, self.run.id)
         episode_id, fresh = runs.begin_episode(conn, self.run.id, position, "update", latest.id)
         before = latest if fresh else read.started_from(conn, episode_id)
-        return known, _Update(episode_id, before, read.trajectory(conn, int(known.solve_id or 0), known), fresh)
+        trajectory = read.trajectory(conn, int(known.solve_id or 0), known)
+        return known, _Update(episode_id, before, blame(conn, before.id), trajectory, fresh)
 
     def _wants_update(self, known: runs.Lived) -> bool:
         reward = known.feedback.reward if known.feedback else None
@@ -207,31 +219,62 @@ class Lifecycle:
 
     async def _update(self, known: runs.Lived, due: _Update) -> None:
         ways, position = self.ways, known.position
-        episode = Episode(ways.memory, self.run.id, due.episode_id, ways.redact)
-        if not due.fresh:
-            await episode.load()
+        episode = await self._episode(due.episode_id, due.fresh)
         prompts = ways.prompts or prompts_for(self.environment)
         messages = prompts.update(known.task, due.before.body, due.trajectory, known.feedback or Feedback())
         with episode:
-            completion = await self._asking("update", position)(messages)
+            try:
+                async with episode.timed():
+                    completion = await self._asking("update", position)(messages)
+            except BudgetSpent:
+                if episode.spent is None:
+                    raise
         episode.finish()
         try:
+            if episode.spent is not None:
+                raise UpdateRefused(str(episode.spent))
             if completion.finish_reason == "length":
                 raise UpdateRefused("cut off: the answer reached its longest length")
             body = parse_update(completion.text, ways.max_context)
         except UpdateRefused as refused:
-            reason = str(refused)
-            await ways.memory.write(lambda conn: runs.kept(conn, self.run, known, due.episode_id, reason))
-            self._tell(ContextKept(self.run.name, position, reason))
+            await self._keep(known, due, str(refused))
+            return
+        proposal = self._proposal(known, due, messages, body)
+        verdict = await ways.gate.decide(proposal)
+        if verdict.outcome == "refused":
+            await self._keep(known, due, verdict.reason)
             return
         origins = sorted({part.origin for said in messages for part in said.parts} - {"framework"})
-        sources = [{"position": position, "version": due.before.version, "origins": origins}]
+        source = {"position": position, "version": due.before.version, "origins": origins}
+        source |= {"lines": encode(proposal.lines)} | ({"findings": verdict.json()} if verdict.findings else {})
         written = await ways.memory.write(
-            lambda conn: runs.updated(conn, self.run, known, due.episode_id, body, sources)
+            lambda conn: runs.updated(conn, self.run, known, due.episode_id, body, [source], verdict.reason)
         )
-        self._tell(ContextWritten(self.run.name, position, written.body, written.version))
+        said = (self.run.name, position, written.body, written.version)
+        self._tell(ContextHeld(*said, verdict.reason) if verdict.outcome == "held" else ContextWritten(*said))
+
+    async def _keep(self, known: runs.Lived, due: _Update, reason: str) -> None:
+        """The last good context stays."""
+        await self.ways.memory.write(lambda conn: runs.kept(conn, self.run, known, due.episode_id, reason))
+        self._tell(ContextKept(self.run.name, known.position, reason))
+
+    def _proposal(self, known: runs.Lived, due: _Update, messages: Sequence[Message], body: str) -> Proposal:
+        """What an update wrote, with where each of its lines is from."""
+        read_of = read_by(messages)
+        lines = follow(due.lines, body, known.position, read_of)
+        return Proposal(self.run.agent, self.run.name, known.position, due.before.body, body, lines, read_of)
 
     # ---- both ----
+
+    async def _episode(self, episode_id: int, fresh: bool) -> Episode:
+        """An episode's journal, with what it recorded before and what it may still spend."""
+        ways, limits = self.ways, self.ways.limits
+        episode = Episode(ways.memory, self.run.id, episode_id, ways.redact)
+        if not fresh:
+            await episode.load()
+        if limits is not None:
+            episode.meter = await ways.memory.read(lambda conn: limits.meter(conn, self.run.id, episode_id))
+        return episode
 
     def _asking(self, kind: Literal["solve", "update"], position: int) -> Callable[[Sequence[Message]], Any]:
         async def ask(messages: Sequence[Message]) -> Completion:
@@ -239,8 +282,13 @@ class Lifecycle:
                 raise UsageError(
                     "this agent has no model to ask: give CoDAgent(model=...), or updates=False with a solver of your own"
                 )
-            on_delta = None if self.emit is None else lambda text: self._tell(Delta(self.run.name, position, text))
-            completion = await self.ways.model.complete(messages, on_delta=on_delta)
+            pieces = Pieces(self.ways.redact, lambda text: self._tell(Delta(self.run.name, position, text)))
+            try:
+                completion = await self.ways.model.complete(messages, on_delta=self.emit and pieces.add)
+            except ModelError as error:  # endpoints repeat what they were sent, keys and all
+                error.args = (Tap(self.ways.redact).text(str(error)),)
+                raise
+            pieces.end()
             if not isinstance(completion, Completion):
                 what = type(completion).__name__
                 raise UsageError(
@@ -261,11 +309,15 @@ class Lifecycle:
             self.emit(event)
 
 
-def _judgement(tools: Boundary) -> Feedback | None:
+def _judgement(tools: Boundary, spent: BudgetSpent | None) -> Feedback | None:
     """What the environment says; a solver that left before the end has failed, which is data like any other failure."""
+    if tools.last is not None and tools.last.done:
+        return tools.last.feedback
+    if spent is not None and tools.in_environment:
+        return Feedback(reward=0.0, text=f"{spent} before the end", ending=f"budget-{spent.what}")
     if tools.last is None:
         return None
-    return tools.last.feedback if tools.last.done else Feedback(reward=0.0, text="the solver stopped before the end")
+    return Feedback(reward=0.0, text="the solver stopped before the end")
 
 
 async def _solved(solver: Solver, task: Task, context: str, tools: Boundary) -> str:

@@ -95,7 +95,8 @@ _ORDERS = {
     r"(?:this|these|the following|it)\b"
     r".{0,40}\b(?:line|note|context|memory|verbatim|exactly|word|forever|always|forward|every|next|message|text|rule|instruction|sentence)\b",
     "it speaks with somebody's authority": r"\b(?:note|message|notice|order|request|instruction|approved|authori[sz]ed|signed|sent|"
-    r"requested) (?:from|by|of) (?:an? |the |your )?(?:admin|system|developer|operator|owner|user|security|support|vendor|manager|openai|anthropic)",
+    r"requested) (?:from|by|of) (?:an? |the |your )?(?:admin|system|developer|operator|owner|user|security|"
+    r"support|vendor|manager|openai|anthropic)",
     "it gives an order in another language": r"\b(?:ignorier|missachte|vergiss|ignorez|oubliez|ignora|olvida|ignorar|ignorera|negeer)\w*\b|"
     r"忽略|无视|忘记|無視|игнорир|забудь|تجاهل|무시",
 }

@@ -103,7 +103,7 @@ class Observation:
     """With the last observation: what the environment remembers for the run's next task (see `Remembering`); JSON."""
 
 
-UpdateStatus = Literal["none", "written", "kept"]
+UpdateStatus = Literal["none", "written", "held", "kept"]
 
 
 class Outcome(BaseModel):
@@ -123,8 +123,9 @@ class Outcome(BaseModel):
     version: int = 0
     """Its version in this run; 0 is the empty context a run starts from."""
     update: UpdateStatus = "none"
-    """written: a new version; kept: the update was refused and the last good version stays; none: no update (yet)."""
+    """written: a new version; held: a new version that waits for a decision, the one before it staying in force; kept: the update was
+    refused and the last good version stays; none: no update (yet)."""
     reason: str = ""
-    """Why an update was refused, or why the episode ended without an answer."""
+    """Why an update was refused or held back, or why the episode ended without an answer."""
     calls: int = 0
     """Model calls of this task's episodes, as the file has them."""

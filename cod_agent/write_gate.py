@@ -53,6 +53,10 @@ class Verdict:
             return ""
         return "; ".join(map(str, self.findings)) or "review: every update waits for a decision"
 
+    def json(self) -> list[list[Any]]:
+        """Its findings, as `contexts.sources` keeps them: [kind, why, line, text]."""
+        return [[one.kind, one.why, one.line, one.text] for one in self.findings]
+
 
 class WriteGate:
     """What an update has to pass.

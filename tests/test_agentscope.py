@@ -431,7 +431,7 @@ async def test_an_environment_is_lived_to_its_end_by_act_or_by_words(tmp_path: P
         assert (outcome.reward, outcome.answer) == (1.0, "knock")
         assert server.count == 3, "nothing is asked once the environment is over"
         assert "Get in." in server.requests[0]["messages"][0]["content"]
-        assert server.requests[0]["messages"][1]["content"] == "A door."
+        assert server.requests[0]["messages"][1]["content"] == "<observation>\nA door.\n</observation>"
         assert server.requests[1]["messages"][-1]["content"] == "Knocked 1 times."
     labels = [row[0] for row in rows(tmp_path, "SELECT labels FROM messages WHERE body LIKE '%Knocked 1 times.%'")]
     assert labels == ['[[16,"environment"]]']

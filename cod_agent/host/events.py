@@ -1,8 +1,8 @@
 """What happens, as server-sent events.
 
-Two sorts. What the database holds (`solved`, `judged`, `context_written`, `context_kept`) has an id, and a client that comes back
-with Last-Event-ID gets all of it, also across restarts: nothing recorded is missed, and what was recorded within a second of the
-last id may come again under the same id. What happens on the way (`task_begun`, `observed`, `delta`, `answered`, `task_ended`) has no
+Two sorts. What the database holds (`solved`, `judged`, `context_written`, `context_held`, `context_kept`) has an id, and a client that
+comes back with Last-Event-ID gets all of it, also across restarts: nothing recorded is missed, and what was recorded within a second of
+the last id may come again under the same id. What happens on the way (`task_begun`, `observed`, `delta`, `answered`, `task_ended`) has no
 id and is told to whoever listens at that moment; a client that is too slow for it gets `missed` with their number instead.
 """
 
@@ -21,12 +21,12 @@ from weakref import WeakSet
 
 from pydantic import BaseModel
 
-from cod_agent.events import ContextKept, ContextWritten, Event, Judged, Solved, TaskEnded
+from cod_agent.events import ContextHeld, ContextKept, ContextWritten, Event, Judged, Solved, TaskEnded
 from cod_agent.host.errors import Busy
 from cod_agent.memory.database import Memory
 from cod_agent.memory.readonly import look
 
-RECORDED = (Solved, Judged, ContextWritten, ContextKept)
+RECORDED = (Solved, Judged, ContextWritten, ContextHeld, ContextKept)
 """Events that are links of a run's chain."""
 KEEP_ALIVE = 15.0
 BACKLOG = 1000
@@ -142,7 +142,7 @@ class Hub:
 
 _SELECT = """
 SELECT CAST(k.created * 1000000 AS INTEGER) AS at, k.run_id, k.seq, r.agent, r.name, k.what, k.position,
-  t.answer, t.feedback, e.reason, c.version, c.body
+  t.answer, t.feedback, e.reason, c.version, c.body, c.held
 FROM commits k JOIN runs r ON r.id = k.run_id
 JOIN tasks t ON t.run_id = k.run_id AND t.position = k.position
 LEFT JOIN episodes e ON e.run_id = k.run_id AND e.position = k.position AND e.kind = 'update'
@@ -208,7 +208,7 @@ class _Told:
 
 def recorded(row: tuple[Any, ...]) -> bytes:
     """A link of a run's chain as the event it was."""
-    at, run_id, seq, agent, run, what, position, answer, feedback, reason, version, body = row
+    at, run_id, seq, agent, run, what, position, answer, feedback, reason, version, body, held = row
     said: dict[str, Any] = {"agent": agent, "run": run, "position": position}
     if what == "solved":
         name, more = "solved", {"answer": answer or ""}
@@ -217,6 +217,8 @@ def recorded(row: tuple[Any, ...]) -> bytes:
         name, more = "judged", {"feedback": told and {"reward": told["reward"], "text": told["text"]}}
     elif what == "updated":
         name, more = "context_written", {"context": body or "", "version": version}
+        if held:
+            name, more = "context_held", {**more, "reason": held}
     else:
         name, more = "context_kept", {"reason": reason or ""}
     return _piece(name, {"type": name, **said, **more}, f"{at}-{run_id}-{seq}")

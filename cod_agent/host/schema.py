@@ -97,7 +97,7 @@ class Lived(Said):
     feedback: Judgement | None = Field(description="null while nobody judged it.")
     context: str = Field(description="After this task.")
     version: int
-    update: Literal["none", "written", "kept"]
+    update: Literal["none", "written", "held", "kept"]
     reason: str
     calls: int
 

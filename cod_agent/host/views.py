@@ -55,13 +55,17 @@ def contexts(conn: sqlite3.Connection, agent: str, run: str, after: int, limit: 
 
 
 def context(conn: sqlite3.Connection, agent: str, run: str, version: int | None) -> schema.Context:
-    """One version, the newest if no number is given.
+    """One version, the newest in force if no number is given.
 
     Raises:
         UnknownName: no such agent, run or version.
     """
     rows = _versions(
-        conn, agent, run, "(? IS NULL OR c.version = ?) ORDER BY c.version DESC LIMIT 1", (version, version)
+        conn,
+        agent,
+        run,
+        "(c.version = ? OR (? IS NULL AND c.held = '')) ORDER BY c.version DESC LIMIT 1",
+        (version, version),
     )
     if not rows:
         raise UnknownName(f"run {run!r} of agent {agent!r} has no context version {version}")

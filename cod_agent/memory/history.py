@@ -47,6 +47,10 @@ class Version:
     parent: int | None
     sources: list[dict[str, Any]]
     """Where its text came from: the origins its update read, and the version it was made from."""
+    held: str = ""
+    """Why no task may be solved with it before somebody decides; "" if it was in force at once."""
+    decided: str = ""
+    """Of one that was held back: adopted, refused, or "" while nobody decided."""
 
     def json(self) -> dict[str, Any]:
         return asdict(self)
@@ -60,9 +64,9 @@ class Step:
     task: str
     reward: float | None
     update: str
-    """written, kept, or none."""
+    """written, held, kept, or none."""
     reason: str
-    """Why an update was refused."""
+    """Why an update was refused or held back."""
     version: int
     """The version it wrote, or else the one it was solved with."""
     hash: str
@@ -88,7 +92,7 @@ def find(conn: sqlite3.Connection, agent: str | None = None, run: str | None = N
             "SELECT r.id, r.agent, r.name, (SELECT count(*) FROM tasks t WHERE t.run_id = r.id),"
             " (SELECT avg(t.reward) FROM tasks t WHERE t.run_id = r.id),"
             " (SELECT count(*) - 1 FROM contexts c WHERE c.run_id = r.id),"
-            " (SELECT coalesce(c.body, '') FROM contexts c WHERE c.run_id = r.id ORDER BY c.version DESC LIMIT 1)"
+            " (SELECT coalesce(c.body, '') FROM contexts c WHERE c.run_id = r.id AND c.held = '' ORDER BY c.version DESC LIMIT 1)"
             " FROM runs r WHERE ? IS NULL OR r.agent = ? ORDER BY r.id",
             (agent, agent),
         )
@@ -117,7 +121,8 @@ def steps(conn: sqlite3.Connection, run: RunSummary) -> list[Step]:
     for position, task, reward, solved_with, update, reason in rows:
         wrote = next((one for one in versions if one.position == position), None)
         now = wrote or numbered[solved_with]
-        what = "written" if wrote else "kept" if update == "refused" else "none"
+        what = ("held" if wrote.held else "written") if wrote else "kept" if update == "refused" else "none"
+        reason = wrote.held if wrote else reason
         out.append(
             Step(position, task, reward, what, reason, now.version, now.hash, wrote.weights if wrote else "", now.body)
         )
@@ -125,22 +130,22 @@ def steps(conn: sqlite3.Connection, run: RunSummary) -> list[Step]:
 
 
 def version(conn: sqlite3.Connection, run: RunSummary, number: int | None = None) -> Version:
-    """One version of a run's context, the newest if no number is given.
+    """One version of a run's context, the newest in force if no number is given.
 
     Raises:
         UnknownName: it has no such version.
     """
     row = conn.execute(
-        "SELECT c.version, c.body, c.hash, c.weights, e.position, p.version, c.sources FROM contexts c "
+        "SELECT c.version, c.body, c.hash, c.weights, e.position, p.version, c.sources, c.held, c.decided FROM contexts c "
         "LEFT JOIN episodes e ON e.id = c.episode_id LEFT JOIN contexts p ON p.id = c.parent_id "
-        "WHERE c.run_id = ? AND (? IS NULL OR c.version = ?) ORDER BY c.version DESC LIMIT 1",
+        "WHERE c.run_id = ? AND (c.version = ? OR (? IS NULL AND c.held = '')) ORDER BY c.version DESC LIMIT 1",
         (run.id, number, number),
     ).fetchone()
     if row is None:
         known = [found for (found,) in _numbers(conn, run)]
         raise UnknownName(f"run {run.name!r} has no context version {number}: it has {known[0]} to {known[-1]}")
-    number, body, hashed, weights, position, parent, sources = row
-    return Version(number, body or "", hashed, weights, position, parent, json.loads(sources))
+    number, body, hashed, weights, position, parent, sources, *gate = row
+    return Version(number, body or "", hashed, weights, position, parent, json.loads(sources), *gate)
 
 
 def _numbers(conn: sqlite3.Connection, run: RunSummary) -> list[tuple[int]]:

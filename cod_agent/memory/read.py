@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 import sqlite3
+from collections.abc import Callable
 from typing import Any
 
 from cod_agent.context import Trajectory, Turn
 from cod_agent.errors import UnknownName
-from cod_agent.memory import runs
+from cod_agent.memory import gone, runs
 from cod_agent.memory.observations import unpack_observation
 from cod_agent.memory.runs import Context, Lived, Run
-from cod_agent.tasks import Observation, Outcome
+from cod_agent.tasks import Observation, Outcome, UpdateStatus
 
 
 def position(conn: sqlite3.Connection, run: Run, at: int) -> Lived:
@@ -43,10 +44,10 @@ def due(conn: sqlite3.Connection, run: Run) -> list[Lived]:
 
 
 def newest_body(conn: sqlite3.Connection, agent: str, run: str | None) -> str:
-    """The newest version of a run, or of all of an agent's runs."""
+    """The newest version in force of a run, or of all of an agent's runs."""
     row = conn.execute(
         "SELECT c.body FROM contexts c JOIN runs r ON r.id = c.run_id WHERE r.agent = ? AND r.name = coalesce(?, r.name)"
-        " ORDER BY c.id DESC LIMIT 1",
+        " AND c.held = '' ORDER BY c.id DESC LIMIT 1",
         (agent, run),
     ).fetchone()
     return (row[0] or "") if row else ""
@@ -70,7 +71,7 @@ def carried(conn: sqlite3.Connection, run: Run, at: int) -> Any:
     """What the environment remembers at a position: what the last task before it that came to its end left behind; None: nothing."""
     rows = conn.execute(
         "SELECT x.result FROM episodes e JOIN effects x ON x.episode_id = e.id WHERE e.run_id = ? AND e.position < ? "
-        "AND e.kind = 'solve' AND x.kind IN ('observe', 'act') ORDER BY e.position DESC, x.id DESC",
+        "AND e.kind = 'solve' AND x.kind IN ('observe', 'act') AND x.result IS NOT NULL ORDER BY e.position DESC, x.id DESC",
         (run.id, at),
     )
     seen = (unpack_observation(json.loads(result)) for (result,) in rows)
@@ -78,14 +79,16 @@ def carried(conn: sqlite3.Connection, run: Run, at: int) -> Any:
 
 
 def trajectory(conn: sqlite3.Connection, episode_id: int, known: Lived) -> Trajectory:
-    """What a solve episode said and saw, from its record."""
+    """What a solve episode said and saw, from its record. Where a text is gone, a word in brackets says why."""
     first: Observation | None = None
     turns: list[Turn] = []
     rows = conn.execute(
-        "SELECT kind, name, arguments, result FROM steps WHERE episode_id = ? ORDER BY id", (episode_id,)
-    )
-    for kind, name, arguments, result in rows:
-        said = json.loads(result)
+        "SELECT id, call_id, kind, name, arguments, result FROM steps WHERE episode_id = ? ORDER BY id", (episode_id,)
+    ).fetchall()
+    for row_id, call_id, kind, name, arguments, result in rows:
+        lost = None if None not in (arguments, result) else _lost(conn, row_id, call_id)
+        arguments = json.dumps(lost) if arguments is None else arguments
+        said = _LOST[kind](lost) if result is None else json.loads(result)
         if kind == "tool":
             shown = said.get("value", said.get("error")) if isinstance(said, dict) else said[-1]
             text = shown if isinstance(shown, str) else json.dumps(shown, ensure_ascii=False)
@@ -101,20 +104,37 @@ def trajectory(conn: sqlite3.Connection, episode_id: int, known: Lived) -> Traje
     return Trajectory(first, tuple(turns))
 
 
+_LOST: dict[str, Callable[[Any], Any]] = {
+    "tool": lambda word: {"value": word},
+    "observe": lambda word: [word, "", False, None],
+    "act": lambda word: [word, "", False, None],
+}
+"""A result that is gone, in the form of one that is there."""
+
+
+def _lost(conn: sqlite3.Connection, effect: int, call: int | None) -> str:
+    word = gone.word(conn, effect, "effect", "asked") or (gone.word(conn, call, "call") if call else "")
+    return f"({word or 'gone'})"
+
+
 def outcome(conn: sqlite3.Connection, run: Run, at: int) -> Outcome:
     """What came of a position so far."""
     known = position(conn, run, at)
     written = conn.execute(
         # By the run: contexts have no index by episode.
-        "SELECT c.version, c.body FROM contexts c JOIN episodes e ON e.id = c.episode_id WHERE c.run_id = ? AND e.position = ?",
+        "SELECT c.version, c.body, c.held FROM contexts c JOIN episodes e ON e.id = c.episode_id WHERE c.run_id = ? AND e.position = ?",
         (run.id, at),
     ).fetchone()
     refused = conn.execute(
         "SELECT reason FROM episodes WHERE run_id = ? AND position = ? AND state = 'refused'", (run.id, at)
     ).fetchone()
-    if written is None:
+    held = written[2] if written else ""
+    if written is None or held:
         before = runs.context(conn, int(known.context_id or 0))
         written = (before.version, before.body)
+    update: UpdateStatus = "none"
+    if known.state == "updated":
+        update = "kept" if refused else "held" if held else "written"
     calls = conn.execute(
         "SELECT count(*) FROM calls c JOIN episodes e ON e.id = c.episode_id WHERE e.run_id = ? AND e.position = ?",
         (run.id, at),
@@ -128,7 +148,7 @@ def outcome(conn: sqlite3.Connection, run: Run, at: int) -> Outcome:
         feedback=known.feedback,
         context=written[1] or "",
         version=written[0],
-        update="kept" if refused else "written" if known.state == "updated" else "none",
-        reason=refused[0] if refused else known.reason,
+        update=update,
+        reason=refused[0] if refused else held or known.reason,
         calls=calls,
     )

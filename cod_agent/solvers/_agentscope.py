@@ -27,6 +27,7 @@ from agentscope.state import AgentState
 from agentscope.tool import FunctionTool, ToolChoice, ToolChunk, Toolkit
 from pydantic import SecretStr
 
+from cod_agent.context import defuse
 from cod_agent.errors import CodError, ModelRefused, ToolFailed
 from cod_agent.journal.answers import Answer
 from cod_agent.journal.boundary import Boundary
@@ -109,7 +110,8 @@ class Life:
             answer: what you do or say, in the form the task asks for.
         """
         seen = await self._boundary.act(answer)
-        self.origins[seen.text] = f'[[{len(seen.text)},"environment"]]'
+        shown = defuse(seen.text)
+        self.origins[shown] = f'[[{len(shown)},"environment"]]'
         if seen.done:
             self.over, self._answer = True, answer
             raise Stopped("the environment is over")
@@ -130,12 +132,16 @@ class RecordedTool(FunctionTool):
         except TypeError as error:
             return ToolChunk(content=[TextBlock(text=f"TypeError: {error}")], state=ToolResultState.ERROR)
         try:
-            return await super().call(**kwargs)
+            result = await super().call(**kwargs)
         except (ToolFailed, Stopped):
             raise
         except Exception as error:
             self._life.stopped = self._life.stopped or error
             raise Stopped(str(error)) from error
+        for block in result.content if isinstance(result, ToolChunk) else ():
+            if isinstance(block, TextBlock):
+                block.text = defuse(block.text)
+        return result
 
 
 class InOrder(MiddlewareBase):

@@ -20,7 +20,7 @@ import importlib.util
 from collections.abc import Coroutine, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from cod_agent.context import NATURAL, Message, Prompts, labels
+from cod_agent.context import NATURAL, Message, Prompts, labels, next_turn
 from cod_agent.errors import CodError, MissingExtra
 from cod_agent.journal.boundary import Boundary
 from cod_agent.memory.hashing import canonical
@@ -123,8 +123,9 @@ class AgentScopeSolver:
             seen = await tools.act(answer)
             if seen.done:
                 return answer
-            text = seen.text
-            life.origins[text] = canonical([[len(text), "environment"]])
+            shown = next_turn(self._prompts, seen)
+            text = shown.content
+            life.origins |= _origins([shown])
 
     async def aclose(self) -> None:
         """Close the connections; the next task opens new ones."""

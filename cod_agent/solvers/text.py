@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from cod_agent.context import Prompts, message
+from cod_agent.context import Prompts, message, next_turn
 from cod_agent.journal.boundary import Boundary
 from cod_agent.tasks import Task
 
@@ -11,7 +11,7 @@ class TextSolver:
     """Observation in, answer out, until the environment says it is over.
 
     Args:
-        prompts: how the first message is worded; later ones are the bare observations.
+        prompts: how messages are worded.
     """
 
     def __init__(self, prompts: Prompts) -> None:
@@ -26,5 +26,5 @@ class TextSolver:
         while not seen.done:
             answer = (await tools.ask(said)).text
             seen = await tools.act(answer)
-            said = [*said, message("assistant", ("model", answer)), message("user", ("environment", seen.text))]
+            said = [*said, message("assistant", ("model", answer)), next_turn(self._prompts, seen)]
         return answer

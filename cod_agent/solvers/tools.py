@@ -14,7 +14,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 
-from cod_agent.context import Message, Origin, Prompts, WireMessage, message
+from cod_agent.context import Message, Origin, Prompts, WireMessage, defuse, next_turn
 from cod_agent.errors import ToolFailed
 from cod_agent.journal.boundary import Boundary
 from cod_agent.memory.hashing import canonical, compact
@@ -25,7 +25,7 @@ class ToolSolver:
     """Function calling with the agent's own model.
 
     Args:
-        prompts: how the first messages are worded.
+        prompts: how messages are worded; a tool's result is its own message, and delimiters in it are defused.
         max_rounds: answers with tool calls after which the model is asked for its answer without tools.
     """
 
@@ -47,7 +47,7 @@ class ToolSolver:
                 results = await asyncio.gather(*(_call(kit, call) for call in spoken["tool_calls"]))
                 for call, result in zip(spoken["tool_calls"], results, strict=True):
                     messages.append(
-                        _wire({"role": "tool", "tool_call_id": call.get("id", ""), "content": result}, "tool")
+                        _wire({"role": "tool", "tool_call_id": call.get("id", ""), "content": defuse(result)}, "tool")
                     )
                 rounds += 1
                 continue
@@ -55,7 +55,7 @@ class ToolSolver:
             if seen is None:
                 break
             seen = await tools.act(answer)
-            messages.append(message("user", ("environment", seen.text)))
+            messages.append(next_turn(self._prompts, seen))
         return answer
 
 
