@@ -21,6 +21,7 @@ from cod_agent.cli.context import app as context_app
 from cod_agent.cli.demo import demo as demo_command
 from cod_agent.cli.eval import evaluate as eval_command
 from cod_agent.cli.host import host as host_command
+from cod_agent.cli.prune import prune as prune_command
 from cod_agent.cli.run import run as run_command
 from cod_agent.cli.verify import verify as verify_command
 from cod_agent.errors import CodError, MissingExtra
@@ -93,6 +94,7 @@ app.command("run")(run_command)
 app.command("eval")(eval_command)
 app.add_typer(context_app, name="context")
 app.command("verify")(verify_command)
+app.command("prune")(prune_command)
 app.command("host")(host_command)
 
 

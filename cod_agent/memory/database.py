@@ -170,6 +170,21 @@ class Memory:
             except sqlite3.Error as error:
                 raise translate(error, self.path) from error
 
+    def vacuum(self) -> None:
+        """Write the file anew, without what was taken out of it, and give the room back; other writers wait meanwhile.
+
+        Raises:
+            StoreBusy, StoreFull: it needs as much free space again as it has pages in use; nothing is changed then.
+        """
+        with self._lock:
+            self._check_open()
+            try:
+                with self._turn():
+                    self._conn.execute("VACUUM")
+                    self._conn.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+            except sqlite3.Error as error:
+                raise translate(error, self.path) from error
+
     # ---- inside ----
 
     def _connect(self) -> sqlite3.Connection:

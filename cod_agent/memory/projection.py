@@ -12,6 +12,7 @@ import sqlite3
 from pathlib import Path
 from typing import Any
 
+from cod_agent.errors import VerificationFailed
 from cod_agent.memory.content import conversation, read_tokens, rebuild_request
 from cod_agent.memory.readonly import look
 
@@ -25,9 +26,13 @@ def projection(path: str | Path) -> list[Entry]:
 
     Raises:
         UsageError, NotADatabase, SchemaTooNew, StoreError: see `cod_agent.errors`.
-        VerificationFailed: a part of a request was pruned.
+        VerificationFailed: a part of it was pruned or forgotten, so that it does not say everything any more.
     """
     with look(path) as conn:
+        if gone := conn.execute("SELECT count(*) FROM tombstones").fetchone()[0]:
+            raise VerificationFailed(
+                f"{path} does not say everything any more: {gone} parts were pruned or forgotten; compare copies of before that"
+            )
         found: list[Entry] = []
         for run_id, agent, name in conn.execute("SELECT id, agent, name FROM runs ORDER BY agent, name").fetchall():
             found += _of_run(conn, run_id, (agent, name))
