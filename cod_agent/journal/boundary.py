@@ -19,12 +19,16 @@ from cod_agent.context import Message
 from cod_agent.errors import ReplayDiverged, ToolFailed, ToolInDoubt, UsageError
 from cod_agent.journal.answers import Answer
 from cod_agent.journal.episode import Episode, current_episode, effect_key, outside
+from cod_agent.memory.hashing import compact
 from cod_agent.memory.observations import pack_observation, unpack_observation
 from cod_agent.tasks import Observation
 
 Policy = Literal["repeat", "ask", "fail"]
 """What happens to a tool that was running when the process died. repeat: it is run again, with the same idempotency key; ask: the run
 stops with `ToolInDoubt` until somebody decides; fail: the solver is told that the outcome is unknown."""
+
+_HIDDEN = {"cod": "a secret was in it"}
+"""Stands for a snapshot that is not stored."""
 
 _KEY: ContextVar[str] = ContextVar("cod_idempotency_key", default="")
 
@@ -34,14 +38,30 @@ def idempotency_key() -> str:
     return _KEY.get()
 
 
-def tool(function: Callable[..., Any] | None = None, *, on_crash: Policy = "repeat") -> Callable[..., Any]:
-    """Declare what a crash in the middle of a tool means. Undeclared tools are `repeat`."""
+def tool(
+    function: Callable[..., Any] | None = None, *, on_crash: Policy = "repeat", secrets: Sequence[str] = ()
+) -> Callable[..., Any]:
+    """Declare what a tool may do.
+
+    Args:
+        on_crash: what a crash in the middle of it means.
+        secrets: names of secrets that its arguments may hold: it gets their values where the model wrote `[secret:NAME]`. Other
+            tools get the placeholder. Whoever can write an argument can send such a secret wherever the tool sends it.
+    """
+    if isinstance(secrets, str):
+        raise UsageError(f"secrets is a list of names: write secrets=({secrets!r},)")
 
     def declare(inner: Callable[..., Any]) -> Callable[..., Any]:
         inner.__cod_on_crash__ = on_crash  # type: ignore[attr-defined]
+        inner.__cod_secrets__ = tuple(secrets)  # type: ignore[attr-defined]
         return inner
 
     return declare(function) if function is not None else declare
+
+
+def secrets_of(function: Callable[..., Any]) -> tuple[str, ...]:
+    """The names of the secrets that a tool declares."""
+    return getattr(function, "__cod_secrets__", ())
 
 
 class Aborted(Exception):
@@ -134,14 +154,13 @@ class Boundary(Sequence[Callable[..., Any]]):
         async def do(_: int) -> tuple[Any, Any]:
             await self._catch_up()
             seen = await _awaited(self._session.reset() if answer is None else self._session.step(answer))
-            kept = self._session.snapshot() if self._recovery == "snapshot" else None
+            kept = self._kept() if self._recovery == "snapshot" else None
             if not isinstance(seen, Observation):
                 what = "reset()" if answer is None else "step()"
                 raise UsageError(
                     f"the environment's {what} gave {type(seen).__name__} {seen!r:.60}, not an Observation"
                 )
             _keepable("Observation.carried", seen.carried)
-            _keepable("snapshot()", kept)
             return pack_observation(seen), kept
 
         kind = "observe" if answer is None else "act"
@@ -156,6 +175,13 @@ class Boundary(Sequence[Callable[..., Any]]):
             self._saw(seen)
         return seen
 
+    def _kept(self) -> Any:
+        """A snapshot of the session. One that holds a secret is not stored, and without the secret it is none."""
+        made = self._session.snapshot()
+        _keepable("snapshot()", made)
+        written = compact(made)
+        return made if self._episode.tap.written(written) is written else _HIDDEN
+
     async def _catch_up(self) -> None:
         """Bring the session to where the record ends."""
         if not self._behind:
@@ -163,13 +189,17 @@ class Boundary(Sequence[Callable[..., Any]]):
         if self._recovery == "abort":
             self.aborted = "the process died in the middle of the task and its environment cannot be resumed"
             raise Aborted(self.aborted)
+        if self._recovery == "snapshot" and self._snapshot == _HIDDEN:
+            self.aborted = "the process died in the middle of the task, and the state of its environment held a secret"
+            raise Aborted(self.aborted)
         if self._recovery == "snapshot":
             await _awaited(self._session.restore(self._snapshot))
         else:
             seen = [self._first, *self._turns]
             for answer, before in zip(self._behind, seen, strict=True):
-                now = await _awaited(self._session.reset() if answer is None else self._session.step(answer))
-                if unpack_observation(self._episode.tap.value(pack_observation(now))) != before:
+                came = await _awaited(self._session.reset() if answer is None else self._session.step(answer))
+                now = unpack_observation(self._episode.tap.value(pack_observation(came)))
+                if now != before:
                     raise ReplayDiverged(
                         f"the environment, taking the recorded steps again, showed {now.text[:80]!r} where it had shown "
                         f"{before.text[:80] if before else ''!r}: it is not deterministic, or it changed. Declare its recovery as "
@@ -181,6 +211,12 @@ class Boundary(Sequence[Callable[..., Any]]):
         signature = inspect.signature(function)
         name = getattr(function, "__name__", type(function).__name__)
         policy: Policy = getattr(function, "__cod_on_crash__", "repeat")
+        secrets, tap = secrets_of(function), self._episode.tap
+        if unknown := sorted(set(secrets) - set(tap.names)):
+            raise UsageError(
+                f"tool {name!r} asks for the secret {unknown[0]}, and there is none of that name: set the environment variable, or "
+                "give it with CoDAgent(redact=Secrets(values={...}))"
+            )
 
         @functools.wraps(function)
         async def recorded(*args: Any, **kwargs: Any) -> Any:
@@ -188,7 +224,7 @@ class Boundary(Sequence[Callable[..., Any]]):
             said = {**bound.arguments}
 
             async def do(occurrence: int) -> tuple[Any, None]:
-                run = functools.partial(function, *args, **kwargs)
+                run = functools.partial(function, *tap.resolve(args, secrets), **tap.resolve(kwargs, secrets))
                 return await self._run_tool(name, policy, said, occurrence, run), None
 
             result, _, _ = await self._episode.effect("tool", name, _json(said), do)

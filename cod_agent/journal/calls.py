@@ -26,6 +26,9 @@ from cod_agent.memory.content import (
 )
 from cod_agent.memory.hashing import call_hash, checksum, compact
 
+REDACTED = "redacted"
+"""Why a call is inexact whose request or answer held a secret."""
+
 
 @dataclass(frozen=True, slots=True)
 class FinishedCall:
@@ -118,15 +121,27 @@ def read_call(conn: sqlite3.Connection, row: dict[str, Any]) -> Answer:
     return Answer(body, completion)
 
 
-def redacted(answer: Answer, tap: Tap) -> Answer:
-    """The answer with its texts redacted; where that changed anything its tokens say otherwise and are dropped."""
-    body = tap.value(answer.body)
+def redacted(answer: Answer, tap: Tap, request: Request) -> Answer:
+    """The answer with its texts redacted; where that changed it or its request, its tokens are no record of a policy and are dropped."""
+    body = answer.body if _clean(answer, tap) else tap.value(answer.body)
     if body == answer.body:
-        return answer
+        if not request.redacted:
+            return answer
+        body = {**body, "choices": [{**choice} for choice in body["choices"]]}
     body.pop("prompt_token_ids", None)
     for choice in body["choices"]:
         choice.pop("token_ids", None)
         choice.pop("logprobs", None)
     said, content = answer.completion, body["choices"][0]["message"].get("content")
     text = content if isinstance(content, str) else "" if content is None else json.dumps(content)
-    return Answer(body, replace(said, text=text, weights=tap.text(said.weights), tokens=None, inexact="redacted"))
+    return Answer(body, replace(said, text=text, weights=tap.text(said.weights), tokens=None, inexact=REDACTED))
+
+
+def _clean(answer: Answer, tap: Tap) -> bool:
+    """Whether there is certainly nothing to redact: told without a walk through the log-probabilities of every token."""
+    first, *others = answer.body["choices"]
+    entries = (first.get("logprobs") or {}).get("content") or ()
+    spelt = "".join(str(entry.get("token", "")) for entry in entries if isinstance(entry, dict))
+    rest = {name: value for name, value in first.items() if name not in ("token_ids", "logprobs")}
+    said = {name: value for name, value in answer.body.items() if name not in ("choices", "prompt_token_ids")}
+    return not (others or any(map(tap.suspects, (answer.completion.text, spelt, compact([said, rest])))))

@@ -18,12 +18,21 @@ import contextlib
 import json
 import sqlite3
 import time
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from cod_agent.errors import CodError, ReplayDiverged, StoreError, ToolInDoubt
+from cod_agent.budget import Meter, most_tokens
+from cod_agent.errors import (
+    BudgetSpent,
+    CodError,
+    ModelOverloaded,
+    ReplayDiverged,
+    StoreError,
+    ToolInDoubt,
+    UsageError,
+)
 from cod_agent.journal.answers import Answer
 from cod_agent.journal.calls import FinishedCall, read_call, redacted
 from cod_agent.journal.requests import Conversation, Request
@@ -39,8 +48,11 @@ _CURRENT: ContextVar[Episode | None] = ContextVar("cod_episode", default=None)
 QUICK = 0.02
 """Seconds up to which a deterministic environment's step waits for the next commit instead of making its own."""
 
-STOPS = (StoreError, ReplayDiverged, ToolInDoubt)
-"""What ends an episode even if the solver's framework swallows it: nothing more is done that could not be recorded."""
+STOPS = (StoreError, ReplayDiverged, ToolInDoubt, BudgetSpent)
+"""What ends an episode even if the solver's framework swallows it: nothing more is done that could not be recorded or paid for."""
+
+ATTEMPTS = 100
+"""Failed attempts of calls without an answer between them, after which a process tries no more: programs may retry without end."""
 
 PATIENCE = 1.0
 """Seconds a new request waits while recorded ones are unasked for, in case a parallel branch is about to ask."""
@@ -84,6 +96,12 @@ class Episode:
     """Model calls answered so far, from the record or live."""
     stopped: CodError | None = None
     """One of `STOPS` that was raised in here."""
+    meter: Meter | None = None
+    """What may be spent in here; None: whatever it takes."""
+    over: bool = False
+    """Nothing is recorded any more: what a program left running comes too late."""
+    _failures: int = 0
+    """Failed attempts of calls since the last answer."""
     _known: dict[tuple[bytes, int], _Recorded] = field(default_factory=dict)
     _taken: dict[bytes, set[int]] = field(default_factory=dict)
     _pending: list[Job[Any]] = field(default_factory=list)
@@ -123,6 +141,7 @@ class Episode:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.over = True
         _CURRENT.reset(self._token)
 
     # ---- keys ----
@@ -139,6 +158,8 @@ class Episode:
     def give_back(self, key: bytes, occurrence: int) -> None:
         """The request failed: whoever makes it again is the same occurrence."""
         self._taken[key].discard(occurrence)
+        if self.meter is not None:
+            self.meter.settle((key, occurrence), None)
 
     async def find(self, key: bytes, occurrence: int) -> dict[str, Any] | None:
         """The recorded row under a key, or None if it is new.
@@ -169,13 +190,40 @@ class Episode:
     def unused(self) -> int:
         return sum(not recorded.used for recorded in self._known.values())
 
+    @property
+    def spent(self) -> BudgetSpent | None:
+        """The budget of its own that ended it, if one did."""
+        return self.stopped if isinstance(self.stopped, BudgetSpent) and not self.stopped.run else None
+
+    @contextlib.asynccontextmanager
+    async def timed(self) -> AsyncIterator[None]:
+        """What goes on in here is cut off when the episode's seconds are over.
+
+        Raises:
+            BudgetSpent: they are.
+        """
+        if self.meter is None or self.meter.until is None:
+            yield
+            return
+        try:
+            async with asyncio.timeout(max(0.0, self.meter.until - time.monotonic())) as limit:
+                yield
+        except Exception:
+            if not limit.expired():
+                raise
+        if limit.expired():  # whatever the program made of being cut off
+            self.stopped = self.meter.late()
+        if self.stopped is not None:
+            raise self.stopped
+
     def finish(self) -> None:
         """At the end of an episode everything recorded must have been asked for.
 
         Raises:
             ReplayDiverged: the program ended earlier than it did before the crash.
+            CodError: what stopped it, unless it is a budget of its own (`spent`).
         """
-        if self.stopped is not None:
+        if self.stopped is not None and self.spent is None:
             raise self.stopped
         if left := self.unused():
             raise ReplayDiverged(
@@ -213,19 +261,40 @@ class Episode:
 
     async def replay(self, request: Request) -> Answer | None:
         """The recorded answer of a call whose occurrence is taken, or None if it has to be made."""
-        row = await self.find(request.key, request.occurrence)
+        at = (request.key, request.occurrence)
+        if self.meter is None or at in self._known:
+            row = await self.find(*at)
+        else:
+            # In the order they came, though one may wait in `find`: or it would depend on chance which calls are made.
+            async with self.meter.gate:
+                row = await self.find(*at)
+                await self._admitted(self.meter, request)
         if row is None:
             return None
         answer = await self.memory.read(lambda conn: read_call(conn, row))
         self._answered(row["id"], answer)
         return answer
 
+    async def _admitted(self, meter: Meter, request: Request) -> None:
+        """Raises: BudgetSpent, where another call may not be sent."""
+        try:
+            await meter.admit((request.key, request.occurrence), request.params)
+        except BudgetSpent as error:
+            self.stopped = self.stopped or error
+        if self.stopped is not None:
+            raise self.stopped
+
     async def record(self, request: Request, answer: Answer, started: float, *, on_policy: bool, lean: bool) -> Answer:
         """Store a finished call; it is durable when this returns.
 
         What it gives back is what the solver may see: the answer, redacted.
         """
-        answer = answer if self.tap.redact is None else redacted(answer, self.tap)
+        if self.over:
+            await self.failed("call", request.key, request.occurrence, started, "answered after its episode had ended")
+            raise UsageError(
+                f"episode {self.id} is over, and an answer came that nobody had waited for: a solver awaits every call it begins"
+            )
+        answer = answer if self.tap.redact is None else redacted(answer, self.tap, request)
         call = FinishedCall(request, answer, started, time.time() - started, on_policy, lean, self._tokens)
 
         def store(conn: sqlite3.Connection) -> int:
@@ -233,6 +302,10 @@ class Episode:
             return call.store(conn, self.memory.cache, self.id)
 
         self._answered(await self._write(store), answer)
+        self._failures = 0
+        if self.meter is not None:
+            said = [request.head, *(node.body for node in request.nodes)], compact(answer.message)
+            self.meter.settle((request.key, request.occurrence), answer.completion.usage or most_tokens(*said))
         return answer
 
     def _answered(self, row_id: int, answer: Answer) -> None:
@@ -244,6 +317,9 @@ class Episode:
 
     async def failed(self, kind: str, key: bytes, occurrence: int, started: float, detail: str) -> None:
         """Put a failed attempt on record."""
+        self._failures += 1
+        if self._failures >= ATTEMPTS and self.stopped is None:
+            self.stopped = ModelOverloaded(f"{ATTEMPTS} attempts in a row have failed: {detail}; resume later")
         seconds = time.time() - started
 
         def store(conn: sqlite3.Connection) -> None:

@@ -27,8 +27,10 @@ from cod_agent.completions import OnDelta
 from cod_agent.errors import ModelGarbled
 from cod_agent.journal.answers import Answer, as_stream, delta_text, read_answer
 from cod_agent.journal.episode import STOPS, Episode, current_episode
+from cod_agent.journal.pieces import Events
 from cod_agent.journal.requests import Request, clean_request, read_request
 from cod_agent.journal.tokens import on_policy
+from cod_agent.secrets import Secrets
 
 
 @dataclass(slots=True)
@@ -203,7 +205,11 @@ class _Call:
             await self._failed(request, f"HTTP {response.status_code}{again}: {raw[:500].decode('utf-8', 'replace')}")
             return self._copy(http_request, response, content=raw)
         kind = response.headers.get("content-type", "")
-        if "event-stream" in kind and (self.episode is None or self.episode.redact is None):
+        redact = self.episode and self.episode.redact
+        in_pieces = self.prepared is not None or redact is None or isinstance(redact, Secrets)
+        if "event-stream" in kind and in_pieces:
+            if self.prepared is None and self.episode is not None and self.episode.meter is not None:
+                self.episode.meter.hand((request.key, request.occurrence))
             return self._copy(http_request, response, stream=_held_back(self.module)(self, response, request, kind))
         try:
             raw = await response.aread()
@@ -240,8 +246,6 @@ class _Call:
             )
         if self.prepared is not None:
             self.prepared.answer = answer
-            if self.prepared.on_delta is not None and self.episode is not None and self.episode.redact is not None:
-                self.prepared.on_delta(answer.completion.text)  # pieces cannot be redacted, only the whole
         self.answered = answer
         return answer is came
 
@@ -269,6 +273,9 @@ def _held_back(module: ModuleType) -> Any:
         async def __aiter__(self) -> AsyncIterator[bytes]:
             whole, held, told, ends = bytearray(), b"", 0, False
             on_delta = self.call.prepared.on_delta if self.call.prepared else None
+            redact = self.call.episode and self.call.episode.redact
+            # Our own model reads the answer, not the stream; the pieces it tells are looked after where they are told.
+            events = Events(redact) if isinstance(redact, Secrets) and self.call.prepared is None else None
             try:
                 async for piece in self.response.aiter_bytes():
                     whole += piece
@@ -276,7 +283,7 @@ def _held_back(module: ModuleType) -> Any:
                     if held and not ends:
                         yield held
                         held = b""
-                    held += piece
+                    held += piece if events is None else events.add(piece)
                     if on_delta is not None:
                         told = _tell(on_delta, whole, told)
                 await self.call.finish(self.request, self.kind, bytes(whole))
@@ -288,6 +295,8 @@ def _held_back(module: ModuleType) -> Any:
                 elif not isinstance(error, ModelGarbled):
                     await self.call._failed(self.request, f"cut off: {_happened(error)}")
                 raise
+            if events is not None:
+                held += events.rest(self.call.answered)
             if held:
                 yield held
 
@@ -312,9 +321,14 @@ def _happened(error: BaseException) -> str:
 
 
 def _without_key(http_request: Any, raw: bytes) -> bytes:
-    """An error's body without the key it may repeat."""
-    key = http_request.headers.get("authorization", "").rpartition(" ")[2].encode()
-    return raw.replace(key, b"[key]") if key else raw
+    """An error's body without the keys it may repeat."""
+    for name in _KEYS:
+        key = http_request.headers.get(name, "").rpartition(" ")[2].encode()
+        raw = raw.replace(key, b"[key]") if key else raw
+    return raw
+
+
+_KEYS = ("authorization", "proxy-authorization", "api-key", "x-api-key", "x-goog-api-key")
 
 
 def _tell(on_delta: OnDelta, whole: bytearray, told: int) -> int:

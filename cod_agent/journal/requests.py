@@ -29,6 +29,8 @@ class Request:
     """What stands beside the messages: the model's name, the sampling parameters, tools."""
     key: bytes
     occurrence: int = 0
+    redacted: bool = False
+    """Whether a secret was taken out of it, here or before."""
 
     @property
     def body(self) -> bytes:
@@ -40,7 +42,7 @@ class Conversation:
 
     def __init__(self, tap: Tap) -> None:
         self._tap = tap
-        self._spoken: tuple[list[Said], list[Node]] = ([], [])
+        self._spoken: tuple[list[Said], list[Node], list[bool]] = ([], [], [])
 
     def request(
         self, model: str, messages: Sequence[Said], params: dict[str, Any], origins: Sequence[str | None] = ()
@@ -51,25 +53,31 @@ class Conversation:
             messages: ours, or as they go over the wire: plain dictionaries are labelled by `origins` (canonical JSON of
                 `cod_agent.context.labels`), or by their role where it has None.
         """
-        said, nodes = self._spoken
-        fresh: list[Node] = []
+        said, nodes, secret = self._spoken
+        fresh, redacted = list[Node](), list[bool]()
         parent, same = b"", True
         for at, message in enumerate(messages):
             same = same and at < len(said)
             if same and said[at] is message and not isinstance(message, dict):
                 node = nodes[at]
+                redacted.append(secret[at])
             else:
-                message = self._tap.message(message)
-                body = _body(message)
+                cleaned = self._tap.message(message)
+                body = _body(cleaned)
                 same = same and nodes[at].body == body
-                node = nodes[at] if same else link(parent, body, _spans(message, body, origins[at : at + 1]))
+                node = nodes[at] if same else link(parent, body, _spans(cleaned, body, origins[at : at + 1]))
+                redacted.append(self._tap.redact is not None and (cleaned != message or self._tap.shows(body)))
             fresh.append(node)
             parent = node.hash
-        self._spoken = (list(messages), fresh)
-        params = params if self._tap.redact is None else self._tap.value(params)
-        head = compact({"model": model, "messages": None, **params})
+        self._spoken = (list(messages), fresh, redacted)
+        written = compact({"model": model, "messages": None, **params})
+        head = self._tap.written(written)
+        if head is not written:
+            params = {name: value for name, value in json.loads(head).items() if name != "messages"}
         digest = head_hash(head)
-        return Request(head, digest, fresh, "own", {"model": model, **params}, request_hash(digest, parent))
+        hidden = any(redacted) or head is not written or self._tap.shows(head)
+        key = request_hash(digest, parent)
+        return Request(head, digest, fresh, "own", {"model": model, **params}, key, redacted=hidden)
 
 
 def _body(message: Said) -> str:
@@ -125,15 +133,29 @@ def _build(body: dict[str, Any], style: str) -> Request:
 
 
 def clean_request(request: Request, tap: Tap) -> Request:
-    """The request with its texts redacted, or the very same if there was nothing to redact."""
-    if tap.redact is None:
-        return request
+    """The request with its texts redacted, or the very same if there was nothing to redact; either way it says which."""
+    parts = [request.head, *(node.body for node in request.nodes)]
     if request.style in ("raw", "bytes"):
-        head = tap.text(request.head)
-        if head == request.head:
-            return request
-        digest = content_hash(write_request(head, [], request.style))
-        return Request(head, digest, [], request.style, request.params, request_hash(digest, b""))
-    body = json.loads(request.body)
-    cleaned = tap.value(body)
-    return request if cleaned == body else _build(cleaned, request.style)
+        cleaned = _clean_raw(request, tap)
+    elif any(tap.written(part) is not part for part in parts):
+        cleaned = _build(tap.value(json.loads(request.body)), request.style)
+    else:
+        cleaned = request
+    cleaned.redacted = cleaned is not request or any(map(tap.shows, parts))
+    return cleaned
+
+
+def _clean_raw(request: Request, tap: Tap) -> Request:
+    """Of a body in a style of its own: rewritten if it is JSON, whatever the escapes a text hides behind."""
+    head = tap.text(request.head)
+    try:
+        body = json.loads(request.head)
+        cleaned = tap.value(body)
+        if isinstance(body, dict) and isinstance(body.get("messages"), list):
+            return request if cleaned == body else _build(cleaned, "compact")
+    except (ValueError, RecursionError):
+        pass  # no JSON: redacted as it stands
+    if head == request.head:
+        return request
+    digest = content_hash(write_request(head, [], request.style))
+    return Request(head, digest, [], request.style, request.params, request_hash(digest, b""))

@@ -6,12 +6,13 @@ Model, record and solver see the same cleaned text.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any
 
 from cod_agent.context import Message, Part, WireMessage
-from cod_agent.memory.hashing import compact
+from cod_agent.memory.hashing import canonical, compact
+from cod_agent.secrets import MARK, Secrets
 
 Redact = Callable[[str], str]
 Said = Message | WireMessage | dict[str, Any]
@@ -49,5 +50,39 @@ class Tap:
         if self.redact is None:
             return message
         if isinstance(message, WireMessage):
-            return WireMessage(compact(self.value(json.loads(message.body))), message.spans)
+            body = self.written(message.body)
+            return message if body is message.body else WireMessage(body, _fitted(message.spans, len(body)))
         return {name: self.value(value) for name, value in message.items()}
+
+    def written(self, body: str) -> str:
+        """A JSON text with the texts in it redacted; the very same if there was nothing to redact."""
+        if not self.suspects(body):
+            return body
+        value = json.loads(body)
+        cleaned = self.value(value)
+        return body if cleaned == value else compact(cleaned)
+
+    def suspects(self, body: str) -> bool:
+        """Whether something in a JSON text may have to be redacted."""
+        return self.redact.suspects(body) if isinstance(self.redact, Secrets) else self.redact is not None
+
+    def shows(self, body: str) -> bool:
+        """Whether a cleaned text has the placeholder of a secret in it: the model is asked about what it cannot see."""
+        return isinstance(self.redact, Secrets) and MARK in body
+
+    # ---- tools ----
+
+    @property
+    def names(self) -> Collection[str]:
+        """Of the secrets that tools may ask for."""
+        return self.redact.names if isinstance(self.redact, Secrets) else ()
+
+    def resolve(self, value: Any, names: Collection[str]) -> Any:
+        """A tool's argument with the placeholders of the secrets that it may have replaced by their values."""
+        return self.redact.resolve(value, names) if names and isinstance(self.redact, Secrets) else value
+
+
+def _fitted(spans: str, length: int) -> str:
+    """A written message's labels for its text of another length: the last one takes the difference."""
+    *before, (_, origin) = json.loads(spans)
+    return canonical([*before, [max(0, length - sum(size for size, _ in before)), origin]])
