@@ -13,9 +13,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from cod_agent.errors import TaskMismatch, UnknownName, UsageError
-from cod_agent.memory import lease, rows
+from cod_agent.memory import gone, lease, rows
 from cod_agent.memory.hashing import canonical, chain, digest, text_hash, value_hash
 from cod_agent.tasks import Feedback, Task
+
+NAN = float("nan")
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +64,8 @@ class Lived:
     solve_id: int | None
     context_id: int | None
     """The context its solve episode started from."""
+    fingerprint: str
+    """Of the task as it was given: it stays when the task's text is gone."""
     fresh: bool = False
     """Whether it was begun just now: there is no record to look for."""
 
@@ -102,10 +106,18 @@ def open_run(
             "SELECT c.body, r.agent, r.name, c.version FROM contexts c JOIN runs r ON r.id = c.run_id WHERE c.id = ?",
             (start,),
         ).fetchone()
+        if body is None:
+            raise _lost(origin)
     _write_version(conn, run_id, 0, start, body, [])
     lease.take(conn, run_id, agent, name)
     commit(conn, run_id, "began", None, {**said, "context": text_hash(body), "origin": origin})
     return Run(run_id, agent, name, length)
+
+
+def _lost(origin: list[Any]) -> UsageError:
+    return UsageError(
+        f"version {origin[2]} of run {origin[1]!r} was forgotten or pruned: its text is gone, take another one"
+    )
 
 
 def find_run(conn: sqlite3.Connection, agent: str, name: str) -> Run:
@@ -158,24 +170,30 @@ def _next_version(conn: sqlite3.Connection, run_id: int) -> int:
 
 
 def context(conn: sqlite3.Connection, context_id: int) -> Context:
-    row = conn.execute("SELECT id, run_id, version, body, hash FROM contexts WHERE id = ?", (context_id,)).fetchone()
-    return Context(*row)
+    """A version; its text is "" where that was forgotten or pruned."""
+    query = "SELECT id, run_id, version, coalesce(body, ''), hash FROM contexts WHERE id = ?"
+    return Context(*conn.execute(query, (context_id,)).fetchone())
 
 
 def lived(conn: sqlite3.Connection, run_id: int, position: int) -> Lived | None:
-    """What is known of a position, or None if it was never begun."""
+    """What is known of a position, or None if it was never begun. Where a text is gone, a word in brackets says why."""
     row = conn.execute(
-        "SELECT t.id, t.position, t.body, t.state, t.answer, t.feedback, t.reason, e.id, e.context_id FROM tasks t "
+        "SELECT t.id, t.position, t.body, t.state, t.answer, t.feedback, t.reason, e.id, e.context_id, t.fingerprint, t.name, t.reward"
+        " FROM tasks t "
         "LEFT JOIN episodes e ON e.run_id = t.run_id AND e.position = t.position AND e.kind = 'solve' "
         "WHERE t.run_id = ? AND t.position = ?",
         (run_id, position),
     ).fetchone()
     if row is None:
         return None
-    feedback = Feedback.model_validate_json(row[5]) if row[5] else None
-    return Lived(
-        row[0], row[1], Task.model_validate_json(row[2]), row[3], row[4] or "", feedback, row[6], row[7], row[8]
-    )
+    row_id, at, body, state, answer, feedback, reason, solve_id, context_id, fingerprint, name, reward = row
+    judged = None if feedback is None else Feedback.model_validate_json(feedback)
+    task = Task.model_validate_json(body) if body else Task(id=name, prompt=gone.shown(conn, row_id, "task"))
+    if answer is None and state != "open":
+        answer = gone.shown(conn, row_id, "task", "answer")
+    if judged is None and state not in ("open", "solved"):
+        judged = Feedback(reward=NAN if reward is None else reward, text=gone.shown(conn, row_id, "task", "feedback"))
+    return Lived(row_id, at, task, state, answer or "", judged, reason, solve_id, context_id, fingerprint)
 
 
 def next_position(conn: sqlite3.Connection, run_id: int) -> int:
@@ -197,7 +215,7 @@ def begin_task(
     """
     known = lived(conn, run.id, position)
     if known is not None:
-        if known.task.fingerprint != task.fingerprint:
+        if known.fingerprint != task.fingerprint:
             raise TaskMismatch(
                 f"position {position} of run {run.name!r} was lived with task {known.task.id!r}, not with this {task.id!r}: give "
                 "the tasks in the order they had, start another run, or give up a task that stands unfinished with agent.abandon()"
@@ -212,7 +230,8 @@ def begin_task(
     row = {"run_id": run.id, "position": position, "name": task.id, "fingerprint": task.fingerprint}
     row_id = rows.insert(conn, "tasks", {**row, "body": body, "state": "open"})
     episode_id, _ = begin_episode(conn, run.id, position, "solve", before.id)
-    return Lived(row_id, position, task, "open", "", None, "", episode_id, before.id, fresh=True), before
+    begun = Lived(row_id, position, task, "open", "", None, "", episode_id, before.id, task.fingerprint, fresh=True)
+    return begun, before
 
 
 def _give(conn: sqlite3.Connection, before: Context, given: Given) -> Context:
@@ -273,7 +292,7 @@ def solved(
     rows.update(conn, "tasks", known.id, {"state": "solved", "answer": answer, "reason": reason})
     before = context(conn, int(known.context_id or 0))
     said = {
-        "fingerprint": known.task.fingerprint,
+        "fingerprint": known.fingerprint,
         "answer": text_hash(answer),
         "episode": made,
         "from": [before.version, before.hash],
@@ -357,7 +376,7 @@ def adopt(conn: sqlite3.Connection, run: Run, source_id: int, why: dict[str, Any
     ).fetchone()
     body, hashed, held, decided, *origin = row
     if body is None:
-        raise UsageError(f"version {origin[2]} of run {origin[1]!r} was forgotten or pruned: its text is gone")
+        raise _lost(origin)
     version = _next_version(conn, run.id)
     new = _write_version(conn, run.id, version, source_id, body, [{"adopted": origin}])
     if held and not decided:

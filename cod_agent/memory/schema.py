@@ -202,10 +202,11 @@ CREATE TABLE tombstones (
   id INTEGER PRIMARY KEY,
   run_id INTEGER NOT NULL REFERENCES runs (id),
   seq INTEGER NOT NULL,
-  part TEXT NOT NULL CHECK (part IN ('head', 'message', 'call', 'effect', 'task', 'context')),
+  part TEXT NOT NULL CHECK (part IN (
+    'head', 'message', 'call', 'effect', 'asked', 'task', 'answer', 'feedback', 'context')),
   row_id INTEGER NOT NULL,
   hash TEXT NOT NULL,
-  UNIQUE (part, row_id)
+  UNIQUE (part, row_id, run_id, seq)
 ) STRICT;
 
 ALTER TABLE runs ADD COLUMN guard INTEGER NOT NULL DEFAULT 0;

@@ -1,7 +1,8 @@
 """Tombstones: the text of a row goes, its hash stays, and a commit says which rows, how many and why.
 
-A row whose text is gone without a tombstone is damage; so is one that has both. `cod verify` tells them apart. The commit's
-`detail` holds the number of rows of each part and a digest over their hashes, so that no row can be added to it afterwards.
+A row whose text is gone without a tombstone is damage; so is one that has both, and `cod verify` tells them apart. Only a message
+or a head may come back: they are stored once for all runs, and a later call that says the same again fills its row (`content`). The
+commit's `detail` holds the number of rows of each part and a digest over their hashes, so that no row can be added to it afterwards.
 """
 
 from __future__ import annotations
@@ -18,10 +19,13 @@ PARTS: dict[str, tuple[str, tuple[str, ...], str]] = {
     "message": ("messages", ("body",), "hash"),
     "call": ("calls", ("envelope", "prompt_ids", "sampled_ids", "logprobs"), "hash"),
     "effect": ("effects", ("arguments", "result", "snapshot"), "hash"),
+    "asked": ("effects", ("arguments",), "hash"),
     "task": ("tasks", ("body", "answer", "feedback"), "fingerprint"),
+    "answer": ("tasks", ("answer",), "fingerprint"),
+    "feedback": ("tasks", ("feedback",), "fingerprint"),
     "context": ("contexts", ("body",), "hash"),
 }
-"""Part -> its table, the columns that go, and the column whose hash stays for them."""
+"""Part -> its table, the columns that go, and the column whose hash stays for them; of tasks, the hashes that commits are made of."""
 
 
 def bury(
@@ -55,23 +59,30 @@ def bury(
 def _bury(conn: sqlite3.Connection, run_id: int, seq: int, part: str, row_id: int) -> int:
     table, columns, name = PARTS[part]
     known = conn.execute("SELECT 1 FROM tombstones WHERE part = ? AND row_id = ?", (part, row_id)).fetchone()
-    if known is not None:
+    hashed, *texts = conn.execute(
+        f"SELECT {name}, {', '.join(columns)} FROM {table} WHERE id = ?", (row_id,)
+    ).fetchone()
+    if known is not None and not any(text is not None for text in texts):
         return 0
-    hashed = conn.execute(f"SELECT {name} FROM {table} WHERE id = ?", (row_id,)).fetchone()[0]
     hashed = hashed.hex() if isinstance(hashed, bytes) else hashed
-    if part == "task":  # commits are made of the hashes of these
-        answer, feedback, reward = conn.execute(
-            "SELECT answer, feedback, reward FROM tasks WHERE id = ?", (row_id,)
-        ).fetchone()
-        hashed = canonical(
-            [hashed, *(None if said is None else text_hash(said) for said in (answer, feedback)), reward]
-        )
+    if table == "tasks":  # commits are made of the hashes of these
+        reward = conn.execute("SELECT reward FROM tasks WHERE id = ?", (row_id,)).fetchone()[0]
+        answer, feedback = (_hash_of(conn, column, row_id) for column in ("answer", "feedback"))
+        hashed = {"task": canonical([hashed, answer, feedback, reward]), "answer": answer, "feedback": feedback}[part]
     rows.update(conn, table, row_id, dict.fromkeys(columns))
     conn.execute(
         "INSERT INTO tombstones (run_id, seq, part, row_id, hash) VALUES (?, ?, ?, ?, ?)",
         (run_id, seq, part, row_id, hashed),
     )
     return 1
+
+
+def _hash_of(conn: sqlite3.Connection, column: str, task: int) -> str | None:
+    """Of a task's answer or feedback, which may have been buried by itself before."""
+    said = conn.execute(f"SELECT {column} FROM tasks WHERE id = ?", (task,)).fetchone()[0]
+    stone = "SELECT hash FROM tombstones WHERE part = ? AND row_id = ?"
+    row = (text_hash(said),) if said is not None else conn.execute(stone, (column, task)).fetchone()
+    return row and str(row[0])
 
 
 def digest(conn: sqlite3.Connection, run_id: int, seq: int) -> str:
