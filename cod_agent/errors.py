@@ -15,6 +15,7 @@
     ├── ReplayDiverged                   on resuming, the program did something else than what is recorded
     ├── ToolFailed                       a tool raised: the same on replay as it was live
     ├── ToolInDoubt                      a tool was running when the process died, and may not simply be run again
+    ├── BudgetSpent                      a run may spend no more; raise its budget, then resume
     └── ModelError                       a model did not answer; the task stays open, resuming goes on there
         ├── ModelUnreachable             no connection
         ├── ModelTimeout                 no answer in time
@@ -102,6 +103,15 @@ class ToolFailed(CodError):
 
 class ToolInDoubt(CodError):
     """A tool was running when the process died, and its declaration forbids simply running it again."""
+
+
+class BudgetSpent(CodError):
+    """A call was not sent, because a budget is spent. A run's stops the run; an episode's just ends that episode."""
+
+    what: str = ""
+    """calls, tokens, money or seconds."""
+    run: bool = False
+    """Whether it is the run's."""
 
 
 class ModelError(CodError):
