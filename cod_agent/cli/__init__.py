@@ -17,6 +17,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from cod_agent.cli.backup import backup as backup_command
 from cod_agent.cli.context import app as context_app
 from cod_agent.cli.demo import demo as demo_command
 from cod_agent.cli.eval import evaluate as eval_command
@@ -56,7 +57,9 @@ class Commands(TyperGroup):
         try:
             return super().invoke(ctx)
         except CodError as error:
-            typer.echo(f"Error: {error}", err=True)
+            from cod_agent.secrets import Secrets
+
+            typer.echo(f"Error: {Secrets()(str(error))}", err=True)
             raise typer.Exit(1) from error
         except KeyboardInterrupt:
             typer.echo("Stopped.", err=True)
@@ -94,6 +97,7 @@ app.command("run")(run_command)
 app.command("eval")(eval_command)
 app.add_typer(context_app, name="context")
 app.command("verify")(verify_command)
+app.command("backup")(backup_command)
 app.command("prune")(prune_command)
 app.command("host")(host_command)
 

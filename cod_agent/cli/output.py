@@ -74,9 +74,13 @@ class Progress:
 
     def step(self, note: str = "") -> None:
         """One more is done."""
-        self._done += 1
+        self.at(self._done + 1, self._total, note)
+
+    def at(self, done: int, total: int, note: str = "") -> None:
+        """So many of so many are done."""
+        self._done, self._total = done, total
         if self._bar is not None:
-            self._bar.update(self._task, advance=1, note=note)
+            self._bar.update(self._task, completed=done, total=total, note=note)
         elif time.monotonic() - self._said >= EVERY:
             self._said = time.monotonic()
             seconds = self._said - self._started

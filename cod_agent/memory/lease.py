@@ -47,7 +47,7 @@ def take(conn: sqlite3.Connection, run_id: int, agent: str, run: str) -> None:
     if row is not None and row[0] != owner():
         _, host, pid, expires, steady = row
         left = _left(host, expires, steady)
-        if left and not (host == HOST and _gone(pid)):
+        if left and not (host == HOST and gone(pid)):
             raise RunLeased(
                 f"run {run!r} of agent {agent!r} is being lived by process {pid} on {host.split('/')[0]}: stop it, or wait "
                 f"{left:.0f} s if it is dead, then try again"
@@ -105,7 +105,8 @@ def _boot(host: str) -> str:
     return host.split("/")[1] if "/" in host else host
 
 
-def _gone(pid: int) -> bool:
+def gone(pid: int) -> bool:
+    """Whether a process of this machine is dead."""
     try:
         os.kill(pid, 0)
         # One that is dead but was not waited for, as under a container's first process that waits for nobody, has its pid still.
