@@ -35,7 +35,7 @@ class Talker:
 
     async def _answer(self, messages: Sequence[Message]) -> Completion:
         self.asked += 1
-        if self.asked == self.die_at:
+        if self.die_at is not None and self.asked >= self.die_at:
             raise Died
         text = "<context>\nlearned\n</context>" if "Write the new note." in messages[-1].content else "more"
         return Completion(text, usage=self.usage)

@@ -47,15 +47,30 @@ class Answer:
         return {**rest, "choices": [{**kept, "message": nulls}, *self.body["choices"][1:]]}
 
 
-def read_answer(content_type: str, raw: bytes) -> Answer:
+MOST_TOKENS = 1 << 40
+"""A count of tokens above this is none."""
+
+
+def read_answer(content_type: str, raw: bytes, *, most: int = 1) -> Answer:
     """Parse an answer with status 200.
 
+    Args:
+        content_type: what it is said to be; what it is, its first byte says.
+        most: choices that were asked for.
+
     Raises:
-        ModelGarbled: it is not a chat completion, or a stream that was cut off.
+        ModelGarbled: it is not a chat completion, or not one to this request, or a stream that was cut off or has another's parts.
     """
-    streamed = "event-stream" in content_type or raw.startswith(b"data:")
+    streamed = raw.startswith(b"data:") or ("event-stream" in content_type and not raw.lstrip().startswith(b"{"))
     try:
-        return _read(streamed, raw)
+        answer = _read(streamed, raw)
+        if b"\\ud" in raw or b"\\uD" in raw:  # a lone surrogate is no text, and nothing that can be kept
+            json.dumps(answer.body, ensure_ascii=False).encode()
+        if len(answer.body["choices"]) > most:
+            raise ModelGarbled(
+                f"the endpoint's answer is to another request: {len(answer.body['choices'])} choices, {most} asked for"
+            )
+        return answer
     except ValueError as error:
         raise ModelGarbled(f"the endpoint answered with something that is not JSON: {_excerpt(raw)}") from error
     except (TypeError, AttributeError, KeyError, OverflowError, RecursionError) as error:
@@ -71,15 +86,37 @@ def _read(streamed: bool, raw: bytes) -> Answer:
     first = body["choices"][0]
     if not isinstance(first, dict) or not isinstance(first.get("message"), dict):
         raise ModelGarbled(f"the endpoint's answer is no chat completion (no message): {_excerpt(raw)}")
-    if streamed and not first.get("finish_reason"):
-        raise ModelGarbled("the endpoint's stream was cut off before the answer ended")
+    if not isinstance(first["message"].get("content"), str | list | None):
+        raise TypeError("content that is no text")
+    if streamed:
+        _check_stream(body, first)
     return Answer(body, _completion(body))
+
+
+def _check_stream(body: dict[str, Any], first: dict[str, Any]) -> None:
+    """Raises: ModelGarbled, where pieces are missing or came twice, as far as the server's own count of tokens tells."""
+    if not first.get("finish_reason"):
+        raise ModelGarbled("the endpoint's stream was cut off before the answer ended")
+    sampled, usage = first.get("token_ids"), _usage(body)
+    if sampled is not None and usage is not None and len(body["choices"]) == 1 and usage[1] != len(sampled):
+        raise ModelGarbled(
+            f"the endpoint's stream has pieces missing or twice: {len(sampled)} sampled ids, and it counts {usage[1]}"
+        )
+
+
+def _usage(body: dict[str, Any]) -> tuple[int, int] | None:
+    """(prompt tokens, sampled tokens) as the server counts them; None if it does not, or says what cannot be."""
+    said = body.get("usage")
+    if not isinstance(said, dict):
+        return None
+    counts = (said.get("prompt_tokens") or 0, said.get("completion_tokens") or 0)
+    possible = all(isinstance(n, int) and not isinstance(n, bool) and 0 <= n <= MOST_TOKENS for n in counts)
+    return counts if possible and any(counts) else None
 
 
 def _completion(body: dict[str, Any]) -> Completion:
     first = body["choices"][0]
     content = first["message"].get("content")
-    usage = body.get("usage") if isinstance(body.get("usage"), dict) else None
     tokens, inexact = read_token_fields(body)
     return Completion(
         text=content if isinstance(content, str) else "" if content is None else json.dumps(content),
@@ -87,7 +124,7 @@ def _completion(body: dict[str, Any]) -> Completion:
         tokens=tokens,
         inexact=inexact,
         weights="/".join(str(body[k]) for k in ("model", "system_fingerprint") if body.get(k)),
-        usage=(int(usage.get("prompt_tokens") or 0), int(usage.get("completion_tokens") or 0)) if usage else None,
+        usage=_usage(body),
     )
 
 
@@ -136,10 +173,17 @@ def fold(events: Iterator[dict[str, Any]]) -> dict[str, Any]:
     body: dict[str, Any] = {}
     choices: dict[int, dict[str, Any]] = {}
     for event in events:
+        if event.get("id") and body.get("id") and event["id"] != body["id"]:
+            raise ModelGarbled(f"the endpoint's stream has parts of two answers: {body['id']!r} and {event['id']!r}")
         body.update({k: v for k, v in event.items() if k != "choices" and v is not None})
         for piece in event.get("choices") or []:
             choice = choices.setdefault(piece.get("index", 0), {"index": piece.get("index", 0), "message": {}})
-            _fold_delta(choice["message"], piece.get("delta") or {})
+            delta = piece.get("delta") or {}
+            if choice.get("finish_reason") and any(v for k, v in delta.items() if k != "role"):
+                raise ModelGarbled(
+                    "the endpoint's stream goes on after the answer's end: pieces came twice, or in disorder"
+                )
+            _fold_delta(choice["message"], delta)
             if piece.get("token_ids"):
                 choice["token_ids"] = choice.get("token_ids", []) + piece["token_ids"]
             if piece.get("logprobs"):

@@ -26,6 +26,7 @@ from typing import Any
 from cod_agent.completions import OnDelta
 from cod_agent.errors import ModelGarbled
 from cod_agent.journal.answers import Answer, as_stream, delta_text, read_answer
+from cod_agent.journal.bodies import pieces, whole
 from cod_agent.journal.episode import STOPS, Episode, current_episode
 from cod_agent.journal.pieces import Events
 from cod_agent.journal.requests import Request, clean_request, read_request
@@ -60,8 +61,9 @@ async def attempt(call: Prepared, http_request: Any, inner: Any) -> Any:
         httpx's transport errors: no answer at all. Either way the failed attempt is on record.
     """
     response = await _Call(http_module(), current_episode(), call).live(http_request, inner, call.request)
-    await response.aread()
-    await response.aclose()
+    if call.answer is None:  # a refusal, or a stream
+        await response.aread()
+        await response.aclose()
     return response
 
 
@@ -172,8 +174,7 @@ class _Call:
 
         async def do(_: int) -> tuple[Any, None]:
             response = await inner.handle_async_request(http_request)
-            body = await response.aread()
-            await response.aclose()
+            body = await whole(response)
             if response.status_code != 200:
                 refused.append(self._copy(http_request, response, content=body))
                 raise _NotOk
@@ -193,48 +194,46 @@ class _Call:
     async def live(self, http_request: Any, inner: Any, request: Request) -> Any:
         """Make the attempt; what it answers is on disk before it can be read to its end."""
         self.started = time.time()
+        raw = b""
         try:
             response = await inner.handle_async_request(http_request)
+            kind, stream = response.headers.get("content-type", ""), bool(request.params.get("stream"))
+            redact = self.episode and self.episode.redact
+            in_pieces = self.prepared is not None or redact is None or isinstance(redact, Secrets)
+            in_pieces = in_pieces and stream and "event-stream" in kind and response.status_code == 200
+            if not in_pieces:
+                raw = await whole(response)
         except BaseException as error:
             await self._failed(request, _happened(error))
             raise
         if response.status_code != 200:
-            raw = _without_key(http_request, await response.aread())
-            await response.aclose()
+            raw = _without_key(http_request, raw)
             again = f"; retry-after {response.headers['retry-after']}" if "retry-after" in response.headers else ""
             await self._failed(request, f"HTTP {response.status_code}{again}: {raw[:500].decode('utf-8', 'replace')}")
             return self._copy(http_request, response, content=raw)
-        kind = response.headers.get("content-type", "")
-        redact = self.episode and self.episode.redact
-        in_pieces = self.prepared is not None or redact is None or isinstance(redact, Secrets)
-        if "event-stream" in kind and in_pieces:
+        if in_pieces:
             if self.prepared is None and self.episode is not None and self.episode.meter is not None:
                 self.episode.meter.hand((request.key, request.occurrence))
             return self._copy(http_request, response, stream=_held_back(self.module)(self, response, request, kind))
-        try:
-            raw = await response.aread()
-        except BaseException as error:
-            await self._failed(request, _happened(error))
-            raise
-        finally:
-            await response.aclose()
         as_it_came = await self.finish(request, kind, raw)
         if self.prepared is not None:  # our own model reads the answer, not the response
             return response
-        if as_it_came:
+        if as_it_came and ("event-stream" if stream else "json") in kind:
             return self._copy(http_request, response, content=raw)
-        return self._response(http_request, self.answered, "event-stream" in kind)
+        return self._response(http_request, self.answered, stream)  # redacted, or not of the kind the program waits for
 
     def _copy(self, http_request: Any, response: Any, **content: Any) -> Any:
         """The response with its body decoded."""
-        decoded = ("content-encoding", "content-length", "transfer-encoding")
+        decoded = ["content-encoding", "content-length", "transfer-encoding"]
+        if response.status_code in (301, 302, 303):
+            decoded.append("location")  # a client would follow it with a GET, whose answer would be on nobody's record
         headers = [(k, v) for k, v in response.headers.items() if k.lower() not in decoded]
         return self.module.Response(response.status_code, headers=headers, request=http_request, **content)
 
     async def finish(self, request: Request, kind: str, raw: bytes) -> bool:
         """The answer is complete: store it, then let it be seen. Whether it may be seen as it came, unredacted."""
         try:
-            answer = read_answer(kind, raw)
+            answer = read_answer(kind, raw, most=request.params.get("n") or 1)
         except ModelGarbled as error:
             await self._failed(request, str(error))
             raise
@@ -271,22 +270,22 @@ def _held_back(module: ModuleType) -> Any:
             self.settled = False
 
         async def __aiter__(self) -> AsyncIterator[bytes]:
-            whole, held, told, ends = bytearray(), b"", 0, False
+            said, held, told, ends = bytearray(), b"", 0, False
             on_delta = self.call.prepared.on_delta if self.call.prepared else None
             redact = self.call.episode and self.call.episode.redact
             # Our own model reads the answer, not the stream; the pieces it tells are looked after where they are told.
             events = Events(redact) if isinstance(redact, Secrets) and self.call.prepared is None else None
             try:
-                async for piece in self.response.aiter_bytes():
-                    whole += piece
-                    ends = ends or _END.search(whole, max(0, len(whole) - len(piece) - 40)) is not None
+                async for piece in pieces(self.response):
+                    said += piece
+                    ends = ends or _END.search(said, max(0, len(said) - len(piece) - 40)) is not None
                     if held and not ends:
                         yield held
                         held = b""
                     held += piece if events is None else events.add(piece)
                     if on_delta is not None:
-                        told = _tell(on_delta, whole, told)
-                await self.call.finish(self.request, self.kind, bytes(whole))
+                        told = _tell(on_delta, said, told)
+                await self.call.finish(self.request, self.kind, bytes(said))
                 self.settled = True
             except BaseException as error:
                 self.settled = True
