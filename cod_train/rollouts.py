@@ -29,6 +29,12 @@ ABORTED = "the episode was given up"
 NO_CALLS = "the episode has no model calls"
 NO_REWARD = "no reward is known, neither of this task nor of a later one"
 NOTHING_AFTER = "nothing came after this update yet"
+HELD = "the update's version was held back, and nobody adopted it"
+PURPOSES = {
+    "canary": "the run was lived to try a context out, not to learn from",
+    "forget": "the run was lived to derive a context again, not to learn from",
+}
+"""Why a run cannot train, by what its settings give as its purpose."""
 PRUNED = "the tokens were pruned"
 EMPTY = "the answer has no tokens"
 OFF_POLICY = "the log-probabilities are not those of the distribution that was sampled"
@@ -168,6 +174,13 @@ def read_rollout(
         ) from error
 
 
+_PARENTS = (
+    "SELECT c.version, p.version FROM contexts c LEFT JOIN contexts p ON p.id = c.parent_id AND p.run_id = c.run_id"
+    " WHERE c.run_id = ?"
+)
+_WRITTEN = "SELECT e.position, c.version, c.held <> '' FROM contexts c JOIN episodes e ON e.id = c.episode_id WHERE c.run_id = ?"
+
+
 @dataclass(frozen=True, slots=True)
 class _Episode:
     id: int
@@ -186,7 +199,8 @@ class _Reader:
         rows = self._all("SELECT agent, name, environment, pack, length, settings FROM runs WHERE id = ?")
         if not rows:
             raise UnknownName(f"the run database has no run {run_id}")
-        self.agent, self.name, self.environment, self.pack, self.length, self.settings = rows[0]
+        self.agent, self.name, self.environment, self.pack, self.length, settings = rows[0]
+        self.settings: dict[str, Any] = json.loads(settings)
         known = dict(self._all("SELECT position, reward FROM tasks WHERE run_id = ?"))
         self.size = self.length or max(known, default=-1) + 1
         self.rewards = tuple(nan if known.get(k) is None else float(known[k]) for k in range(self.size))
@@ -199,6 +213,10 @@ class _Reader:
                 " WHERE e.run_id = ? ORDER BY e.position, e.kind"
             )
         ]
+        self.held = set[int]()
+        """Positions whose update wrote a version that was held back and not adopted."""
+        self.parents: dict[int, int | None] = dict(self._all(_PARENTS))
+        """Of each version, the one of this run that it was made from."""
         self.heirs = self._heirs()
 
     def _all(self, query: str) -> list[Any]:
@@ -223,7 +241,7 @@ class _Reader:
         if not self.pack:
             return ""
         # Another length, or no updates at all, changes what a position's later rewards amount to.
-        alone = "" if json.loads(self.settings).get("updates", True) else ", no updates"
+        alone = "" if self.settings.get("updates", True) else ", no updates"
         return f"{self.environment}: {json.loads(self.pack)['id']}, {self.length} tasks{alone}"
 
     def _updates(self) -> list[_Episode]:
@@ -235,16 +253,30 @@ class _Reader:
     def _heirs(self) -> tuple[int, ...]:
         """From the ledger of commits: when each update was settled, and which solves began later.
 
-        Solves begin one after the other, so that later ones have later rows, end later and start from later versions.
+        Solves begin one after the other, so that later ones have later rows, end later and start from later versions. A version that
+        was held back has heirs from its adoption on; one that the run went back behind has none.
         """
         settled: dict[int, tuple[int, int]] = {}
         solved: dict[int, int] = {}
-        version = 0
-        ledger = self._all("SELECT seq, what, position FROM commits WHERE run_id = ? ORDER BY seq")
-        for seq, what, position in ledger:
-            version += what == "updated"
-            if what in ("updated", "kept"):
-                settled[position] = (seq, version)
+        standing = 0
+        written = {row[0]: row[1:] for row in self._all(_WRITTEN)}
+        of = {version: position for position, (version, _) in written.items()}
+        ledger = self._all("SELECT seq, what, position, detail FROM commits WHERE run_id = ? ORDER BY seq")
+        for seq, what, position, detail in ledger:
+            if what == "updated" and written[position][1]:
+                self.held.add(position)
+                continue
+            if what == "adopted":
+                said = json.loads(detail)
+                standing, (*run, version) = said["version"], said["of"]
+                position = of.get(version) if run == [self.agent, self.name] else None
+                if position not in self.held:
+                    continue
+                self.held.remove(position)
+            elif what == "updated":
+                standing = written[position][0]
+            if what in ("updated", "kept", "adopted"):
+                settled[position] = (seq, standing)
             elif what == "solved":
                 solved[position] = seq
         solves = [e for e in self.episodes if e.kind == "solve"]
@@ -253,10 +285,18 @@ class _Reader:
         heirs = [self.size] * self.size
         for update in self.episodes:
             if update.kind == "update" and update.position in settled:
-                seq, standing = settled[update.position]
-                first = max(bisect(rows, update.id), bisect(ends, seq), bisect_left(versions, standing))
-                heirs[update.position] = first if first < len(solves) else self.size
+                seq, version = settled[update.position]
+                first = max(bisect(rows, update.id), bisect(ends, seq), bisect_left(versions, version))
+                if first < len(solves) and self._descends(versions[first], version):
+                    heirs[update.position] = first
         return tuple(heirs)
+
+    def _descends(self, version: int, ancestor: int) -> bool:
+        """Whether a version of the run was made from another one, or is that one."""
+        above: int | None = version
+        while above is not None and above > ancestor:
+            above = self.parents[above]
+        return above == ancestor
 
     def _calls(self) -> dict[int, list[Any]]:
         columns = ", ".join(f"c.{name}" for name in TOKEN_COLUMNS.split(", "))
@@ -290,6 +330,8 @@ class _Reader:
 
     def _episode_refused(self, episode: _Episode, rows: list[Any]) -> str:
         """Why an episode cannot train, whatever its calls are, or ""."""
+        if purpose := self.settings.get("purpose"):
+            return PURPOSES.get(purpose, f"the run was lived for another purpose ({purpose})")
         if episode.state == "live":
             return UNFINISHED
         if episode.state == "aborted":
@@ -298,7 +340,7 @@ class _Reader:
             return NO_CALLS
         nothing_after = self.heirs[episode.position] > self.last
         if episode.kind == "update":
-            return NOTHING_AFTER if nothing_after else ""
+            return HELD if episode.position in self.held else NOTHING_AFTER if nothing_after else ""
         return NO_REWARD if nothing_after and isnan(self.rewards[episode.position]) else ""
 
     def _call(self, told: dict[int, list[int]], row: Any) -> tuple[Call | None, str]:

@@ -432,9 +432,12 @@ async def test_an_environment_is_lived_to_its_end_by_act_or_by_words(tmp_path: P
         assert server.count == 3, "nothing is asked once the environment is over"
         assert "Get in." in server.requests[0]["messages"][0]["content"]
         assert server.requests[0]["messages"][1]["content"] == "<observation>\nA door.\n</observation>"
-        assert server.requests[1]["messages"][-1]["content"] == "Knocked 1 times."
+        framed = "<observation>\nKnocked 1 times.\n</observation>"
+        last = server.requests[1]["messages"][-1]
+        assert last["content"] == (framed if last["role"] == "user" else "Knocked 1 times.")
     labels = [row[0] for row in rows(tmp_path, "SELECT labels FROM messages WHERE body LIKE '%Knocked 1 times.%'")]
-    assert labels == ['[[16,"environment"]]']
+    frame = ('[14,"framework"],', ',[15,"framework"]') if last["role"] == "user" else ("", "")
+    assert labels == [f'[{frame[0]}[16,"environment"]{frame[1]}]']
 
 
 def test_without_agentscope_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -331,7 +331,7 @@ def test_a_life_that_was_interrupted_goes_on_where_it_was(tmp_path: Path) -> Non
     with CoDAgent("a", model=model, memory=tmp_path / "a.db") as agent:
         (outcome,) = agent.run_sync(pack)
     assert outcome.calls == 4 and outcome.feedback is not None and "4 steps" in outcome.feedback.text
-    assert NATURAL.solve(pack[0], "", Observation(""))[0].content.startswith("You act in the environment")
+    assert NATURAL.solve(pack[0], "", Observation(""))[0].content.startswith("<task>\nYou act in the environment")
 
 
 def test_a_seed_is_a_pack_for_good() -> None:

@@ -10,18 +10,15 @@ from typing import Any
 import pytest
 
 from cod_agent import CoDAgent, Memory
-from cod_agent.blame import blame
 from cod_agent.completions import Completion
 from cod_agent.context import Message
 from cod_agent.environments import FrozenLake
 from cod_agent.errors import RunLeased, UnknownName, UsageError
-from cod_agent.events import ContextHeld, ContextKept, ContextWritten
+from cod_agent.events import ContextHeld
 from cod_agent.memory import lease, runs
-from cod_agent.memory.projection import projection
 from cod_agent.memory.verify import verify
-from cod_agent.models.scripted import ScriptedModel
 from cod_agent.suspicions import Finding, Proposal
-from cod_agent.tasks import Observation, Outcome, Task
+from cod_agent.tasks import Outcome, Task
 from cod_agent.write_gate import WriteGate
 
 LAKE = FrozenLake("tiny", seed=3, form="compact")
@@ -165,8 +162,18 @@ LONG = "\n".join(f"fact {number}" for number in range(8))
     ("gate", "second", "update", "reason"),
     [
         (WriteGate("open", max_change=0.5), "something else", "kept", "change: 8 of 8 lines of the note would go"),
-        (WriteGate("open", max_new=20), f"{LONG}\n{'x' * 21}", "kept", "length: 21 characters are new, the limit is 20"),
-        (WriteGate(max_change=0.5), "something else", "held", "change: 8 of 8 lines of the note would go, the limit is 50%"),
+        (
+            WriteGate("open", max_new=20),
+            f"{LONG}\n{'x' * 21}",
+            "kept",
+            "length: 21 characters are new, the limit is 20",
+        ),
+        (
+            WriteGate(max_change=0.5),
+            "something else",
+            "held",
+            "change: 8 of 8 lines of the note would go, the limit is 50%",
+        ),
         (WriteGate(max_change=0.5), "\n".join(reversed(LONG.split("\n")[:4])), "written", ""),
         (WriteGate(), f"{LONG}\n" + "word " * 400, "held", "length: 1999 characters are new, the limit is 1500"),
     ],
