@@ -12,7 +12,7 @@ PYTEST = -m pytest -n $(AT_ONCE) --dist loadfile --no-loadscope-reorder
 WORLDS = alchemy frozen_lake frozen_lake_players grid_navigation gymnasium
 EXPERIMENTS = learning ablation records longer contexts loop mixed
 
-.PHONY: demo test test-fast test-cluster test-openai2 test-vllm lint format benchmarks results results-fast clean
+.PHONY: demo test test-fast test-cluster test-openai2 test-vllm lint audit format benchmarks results results-fast clean
 
 demo: $(VENV)/.demo
 	$(BIN)/cod demo
@@ -40,6 +40,10 @@ lint: $(VENV)/.dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	cd experiments && $(abspath $(BIN))/mypy --config-file ../pyproject.toml *.py
+
+# Known vulnerabilities of what is installed.
+audit: $(VENV)/.dev
+	$(BIN)/python .ci/audit
 
 format: $(VENV)/.dev
 	$(BIN)/ruff check --fix .

@@ -265,13 +265,16 @@ def _found(off: list[float], trouble: str) -> Comparison:
     return Comparison(max(off, default=math.nan), sum(off) / len(off) if off else math.nan, len(off), trouble)
 
 
-async def compare_served(probe: Probe, base_url: str, model: str, *, tolerance: float = TOLERANCE) -> Comparison:
+async def compare_served(
+    probe: Probe, base_url: str, model: str, *, tolerance: float = TOLERANCE, key: str = ""
+) -> Comparison:
     """Ask an OpenAI-compatible server that gives token ids (vLLM, our own), one conversation after the other.
 
     Args:
         base_url: ends in /v1.
         model: the name it serves the checkpoint under.
         tolerance: `TOLERANCE_16BIT` where it computes in 16 bits.
+        key: what the server asks for, if anything.
 
     Returns:
         A server that cannot be reached or says no is trouble, too, not an exception.
@@ -280,8 +283,10 @@ async def compare_served(probe: Probe, base_url: str, model: str, *, tolerance: 
 
     http = http_module()
     answers: list[Answered] = []
+    shown = {"authorization": f"Bearer {key}"} if key else {}
     # Straight there, whatever proxy the environment names: what is compared stands on this machine.
-    async with http.AsyncClient(transport=http.AsyncHTTPTransport(verify=False), timeout=120) as client:
+    transport = http.AsyncHTTPTransport(verify=False)
+    async with http.AsyncClient(transport=transport, timeout=120, headers=shown) as client:
         for item in probe.items:
             body = {"model": model, "messages": item.messages, "temperature": 0.0, "max_tokens": ANSWER_TOKENS, **EXACT}
             try:

@@ -33,7 +33,8 @@ async def trains_from(server: Any, memory: Path) -> set[str]:
     from cod_train.rollouts import read_rollouts
 
     lake = FrozenLake("small", seed=5, form="compact")
-    model = OpenAIModel(server.weights, base_url=server.base_url, exact=True, form="compact", retries=0)
+    key = server.key or None
+    model = OpenAIModel(server.weights, base_url=server.base_url, api_key=key, exact=True, form="compact", retries=0)
     async with CoDAgent("a", model=model, memory=memory, environment=lake) as agent:
         outcomes = [outcome async for outcome in agent.run(lake.pack(3))]
     await model.aclose()

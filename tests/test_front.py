@@ -84,6 +84,14 @@ async def test_the_alias_becomes_the_name_of_concrete_weights_and_nothing_else_c
     assert server.requests[2] == {"model": BLUE, "prompt": "policy"}
 
 
+async def test_a_server_that_asks_for_a_key_is_shown_its_own_and_not_the_clients() -> None:
+    async with fronted(None) as (front, client, (server,)):
+        front.add(GREEN, server.url, "its key")
+        for model in (GREEN, "policy"):
+            await client.post("/v1/completions", json={"model": model}, headers={"authorization": "Bearer mine"})
+    assert [sent["authorization"] for sent in server.headers] == ["Bearer its key", "Bearer mine"]
+
+
 @pytest.mark.parametrize(
     "body",
     [

@@ -64,7 +64,7 @@ class Scripted:
         self.ended: int | None = None
         trouble = self.trouble.get(checkpoint.name)
         self.http = ScriptedServer(trouble if callable(trouble) else saying(checkpoint.name))
-        self.base_url = self.http.url
+        self.base_url, self.key = self.http.url, ""
 
     @classmethod
     async def start(cls, checkpoint: Checkpoint, engine: Engine, log_folder: Path, *, ready_timeout: float) -> Scripted:

@@ -25,6 +25,7 @@ pytest.importorskip("uvicorn")
 from safetensors.numpy import save_file
 
 from cod_agent.errors import ModelRefused, UsageError
+from cod_agent.journal.http import http_module
 from cod_agent.models.base import Sampling
 from cod_agent.models.openai import OpenAIModel
 from cod_agent.policies import folder_of
@@ -52,7 +53,7 @@ async def live():
     engine = Engine("vllm", lora=True, threads=1, max_model_len=896)
     server = await ModelServer.start(checkpoint(base), engine, folder)
     await server.load_adapter(checkpoint(folder / "adapter", "lora", kind="adapter", base=base, digit="b"))
-    said = {"base_url": server.base_url, "weights": server.weights, "pid": server._process.pid}
+    said = {"base_url": server.base_url, "weights": server.weights, "pid": server._process.pid, "key": server.key}
     said |= {"serves": sorted(server.serves), "adapter": str(folder / "adapter")}
     print(json.dumps(said), flush=True)
     await asyncio.sleep(3600)
@@ -95,7 +96,7 @@ def vllm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
 
 async def asked(vllm: Any, name: str, **sampling: Any) -> Any:
     how = Sampling(temperature=0.0, max_tokens=12, **sampling)
-    model = OpenAIModel(name, base_url=vllm.base_url, exact=True, retries=0, sampling=how)
+    model = OpenAIModel(name, base_url=vllm.base_url, api_key=vllm.key, exact=True, retries=0, sampling=how)
     try:
         return (await model.exchange(USER)).completion
     finally:
@@ -110,7 +111,7 @@ async def test_what_agents_live_through_it_is_on_record_under_its_weights_and_tr
 async def test_it_says_what_transformers_says_of_its_checkpoint(vllm: Any) -> None:
     from cod_train.probe import compare_served, make_probe
 
-    found = await compare_served(make_probe(POLICY), vllm.base_url, vllm.weights)
+    found = await compare_served(make_probe(POLICY), vllm.base_url, vllm.weights, key=vllm.key)
     assert found.trouble == "" and found.largest < 1e-3 and found.tokens > 16
 
 
@@ -120,9 +121,18 @@ async def test_an_adapter_answers_under_its_own_name_and_as_transformers_has_it(
     assert vllm.serves == ["lora@bbbbbbbbbbbb", vllm.weights]
     assert (await asked(vllm, "lora@bbbbbbbbbbbb")).weights.startswith("lora@bbbbbbbbbbbb/")
     probe = make_probe(Path(vllm.adapter), POLICY)
-    found = await compare_served(probe, vllm.base_url, "lora@bbbbbbbbbbbb")
+    found = await compare_served(probe, vllm.base_url, "lora@bbbbbbbbbbbb", key=vllm.key)
     assert found.trouble == "" and found.largest < 1e-3
-    assert (await compare_served(probe, vllm.base_url, vllm.weights)).trouble != ""
+    assert (await compare_served(probe, vllm.base_url, vllm.weights, key=vllm.key)).trouble != ""
+
+
+async def test_who_does_not_know_its_key_loads_no_adapter(vllm: Any) -> None:
+    vllm = SimpleNamespace(**{**vars(vllm), "key": "guessed"})
+    with pytest.raises(ModelRefused, match="401"):
+        await asked(vllm, vllm.weights)
+    body = {"lora_name": "mine", "lora_path": vllm.adapter}
+    async with http_module().AsyncClient(trust_env=False, timeout=60) as client:
+        assert (await client.post(f"{vllm.base_url}/load_lora_adapter", json=body)).status_code == 401
 
 
 async def test_it_answers_to_no_other_name(vllm: Any) -> None:

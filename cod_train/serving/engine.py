@@ -23,6 +23,8 @@ class Launch:
     """Beside this process's own environment."""
     what: str = "the model server"
     """As messages call it."""
+    key: str = ""
+    """What it asks for (`Authorization: Bearer KEY`); "" lets in whoever is on this machine."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -45,6 +45,7 @@ class _Upstream:
 
     weights: str
     origin: str
+    key: str = ""
     under_way: int = 0
     answered: int = 0
     idle: asyncio.Event = field(default_factory=asyncio.Event)
@@ -152,9 +153,9 @@ class Front:
         await task
         await self._connections.aclose()
 
-    def add(self, weights: str, base_url: str) -> None:
-        """A model server that knows itself as `weights`; ready, or it would not be here."""
-        self._upstreams[weights] = _Upstream(weights, base_url.removesuffix("/v1"))
+    def add(self, weights: str, base_url: str, key: str = "") -> None:
+        """A model server that knows itself as `weights`; ready, or it would not be here. `key`: what it asks for, if anything."""
+        self._upstreams[weights] = _Upstream(weights, base_url.removesuffix("/v1"), key)
         self._upstreams[weights].idle.set()
 
     def remove(self, weights: str) -> None:
@@ -252,7 +253,7 @@ class Front:
         module = http_module()
         for _ in range(2):  # a request whose answer nobody saw may be asked again, of what serves by then
             upstream = self._find(asked)
-            request = request_to(upstream.origin, scope, renamed(body, asked, upstream.weights))
+            request = request_to(upstream.origin, scope, renamed(body, asked, upstream.weights), upstream.key)
             with upstream:
                 connection = await self._connections.take(upstream.origin)
                 try:

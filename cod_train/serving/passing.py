@@ -92,13 +92,14 @@ def renamed(body: bytes, asked: str, weights: str) -> bytes:
     return json.dumps({**json.loads(body), "model": weights}).encode()
 
 
-def request_to(origin: str, scope: Any, body: bytes) -> Any:
-    """The request as it goes on to a model server."""
+def request_to(origin: str, scope: Any, body: bytes, key: str = "") -> Any:
+    """The request as it goes on to a model server; one that asks for a key is shown that instead of what the client showed."""
     query = f"?{scope['query_string'].decode('latin-1')}" if scope["query_string"] else ""
+    headers = _kept(scope["headers"], _REWRITTEN | ({b"authorization"} if key else set()))
     return http_module().Request(
         "POST",
         f"{origin}{scope['path']}{query}",
-        headers=_kept(scope["headers"], _REWRITTEN),
+        headers=[*headers, (b"authorization", f"Bearer {key}".encode())] if key else headers,
         content=body,
         extensions={"timeout": {"connect": _CONNECT}},
     )

@@ -58,6 +58,8 @@ class ModelServer:
         self.base_url = f"http://127.0.0.1:{port}/v1"
         self.serves: set[str] = {checkpoint.weights}
         """Names that it answers to: its checkpoint's, and those of the adapters loaded since."""
+        self.key = launch.key
+        """What it asks for; "" where it asks for nothing."""
         self._base = (checkpoint.base or checkpoint.folder).resolve()
         self._code: int | None = None
         self._began = log.stat().st_size if log.is_file() else 0
@@ -212,7 +214,7 @@ class ModelServer:
                 asyncio.timeout(timeout),
                 module.AsyncClient(transport=module.AsyncHTTPTransport(verify=False), timeout=timeout) as client,
             ):
-                response = await client.post(f"{self.base_url}/{path}", json=body)
+                response = await client.post(f"{self.base_url}/{path}", json=body, headers=bearer(self.key))
                 return int(response.status_code), bytes(response.content)
         except (TimeoutError, module.HTTPError) as error:
             raise ServerFailed(f"no answer at {self.base_url}: {str(error) or type(error).__name__}") from None
@@ -229,6 +231,11 @@ class ModelServer:
         with self.log.open("rb") as told:
             told.seek(self._began)
             return told.read().decode(errors="replace")
+
+
+def bearer(key: str) -> dict[str, str]:
+    """The header that shows a key, if there is one."""
+    return {"authorization": f"Bearer {key}"} if key else {}
 
 
 def telling_lines(said: str, most: int = 3) -> str:

@@ -249,8 +249,8 @@ class Serving:
             probe = await self._checked(target)
             new = await self._started(target, old)
             self._tell("ready", weights=target.weights, seconds=time.monotonic() - began, at=new.server.base_url)
-            await self._compare(probe, new.server.base_url, target.weights)
-            self._front.add(target.weights, new.server.base_url)
+            await self._compare(probe, new.server.base_url, target.weights, new.server.key)
+            self._front.add(target.weights, new.server.base_url, new.server.key)
             self._front.switch(target.weights)
             self._held = new
             self._tell(
@@ -299,10 +299,10 @@ class Serving:
         self._servers.append(server)
         return _Held(target, server)
 
-    async def _compare(self, probe: Probe, base_url: str, model: str) -> None:
+    async def _compare(self, probe: Probe, base_url: str, model: str, key: str = "") -> None:
         """Raises: CodError, when what serves is not what the probe was made of."""
         allowed = await asyncio.to_thread(tolerance, self._engine)
-        found = await compare_served(probe, base_url, model, tolerance=allowed)
+        found = await compare_served(probe, base_url, model, tolerance=allowed, key=key)
         figures = {"largest": found.largest, "mean": found.mean} if found.tokens else {}
         self._tell("compared", weights=model, tokens=found.tokens, tolerance=allowed, **figures, why=found.trouble)
         if found.trouble:

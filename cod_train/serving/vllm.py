@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import secrets
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -82,7 +83,10 @@ def vllm_launch(checkpoint: Checkpoint, engine: Engine, port: int) -> Launch:
     if adapter:
         command += ["--lora-modules", f"{checkpoint.weights}={checkpoint.folder}"]
     where = "the CPU" if found.cpu else "a GPU"
-    return Launch([*command, *engine.extra], _environment(engine, found), f"vLLM {found.version} on {where}")
+    # Who can load an adapter decides what is served: not every program of this machine.
+    key = secrets.token_urlsafe(24) if engine.lora else ""
+    environment = _environment(engine, found) | ({"VLLM_API_KEY": key} if key else {})
+    return Launch([*command, *engine.extra], environment, f"vLLM {found.version} on {where}", key)
 
 
 def _environment(engine: Engine, found: Installed) -> dict[str, str]:
