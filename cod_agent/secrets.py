@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from functools import lru_cache, partial
 from string import ascii_letters, digits, punctuation
 from typing import Any
-from urllib.parse import quote, quote_plus
+from urllib.parse import quote, quote_plus, unquote
 
 from cod_agent.errors import UsageError
 
@@ -37,6 +37,7 @@ MARK = "[secret:"
 
 _PLACEHOLDER = re.compile(r"\[secret:([A-Za-z0-9_.-]+)\]")
 _NAME = re.compile(r"[A-Za-z0-9_.-]+")
+_LOGIN = re.compile(r"://[^/\s]*@")
 _IN_ADDRESS = re.compile(r"://[^/\s:@]*:([^/\s@]+)@")
 _KEPT, _LONG = 64, 200
 """Texts remembered, and characters from which it pays: most pass two or three times, as a result and in the next prompt."""
@@ -157,8 +158,13 @@ class Secrets:
 
     def beside(self, values: Mapping[str, str]) -> Secrets:
         """These and more, by name; what is too short for a secret is none."""
-        fresh = {name: v for name, v in values.items() if len(v.strip()) >= SHORTEST and v not in self._values.values()}
-        return Secrets(values=self._values | fresh, environment=False, kinds=self._kinds) if fresh else self
+        known = dict(self._values)
+        for name, value in values.items():
+            if len(value.strip()) >= SHORTEST and value.strip() not in known.values():
+                while name in known:
+                    name += "_"
+                known[name] = value
+        return Secrets(values=known, environment=False, kinds=self._kinds) if len(known) > len(self._values) else self
 
     def suspects(self, text: str) -> bool:
         """Whether there may be a secret in a text, or in one that is written in it as JSON. Quick, and never wrongly False."""
@@ -208,6 +214,17 @@ class Secrets:
         return text
 
 
+def without_login(address: str) -> str:
+    """An address without the name and password in it, for showing."""
+    return _LOGIN.sub("://", address)
+
+
+def password_in(address: str) -> str:
+    """The password in an address, or ""."""
+    found = _IN_ADDRESS.search(address)
+    return unquote(found[1]) if found else ""
+
+
 class CleanFormatter(logging.Formatter):
     """A log's lines, tracebacks and all, without secrets."""
 
@@ -232,8 +249,8 @@ def _looking_secret(environment: Mapping[str, str]) -> Iterator[tuple[str, str]]
             continue
         if name.upper().endswith(SUFFIXES) and len(value.strip()) >= SHORTEST:
             yield name, value.strip()
-        elif (inside := _IN_ADDRESS.search(value)) and len(inside[1]) >= SHORTEST:
-            yield f"{name}_PASSWORD", inside[1]
+        elif len(inside := password_in(value)) >= SHORTEST:
+            yield f"{name}_PASSWORD", inside
 
 
 def _checked(name: str, value: str) -> str:
@@ -278,4 +295,4 @@ def _inside(encode: Callable[[bytes], bytes], raw: bytes, before: int) -> str:
     return said[(0, 2, 3)[before] : len(said) - shared]
 
 
-__all__ = ["MARK", "SHORTEST", "SUFFIXES", "CleanFormatter", "Secrets"]
+__all__ = ["MARK", "SHORTEST", "SUFFIXES", "CleanFormatter", "Secrets", "password_in", "without_login"]

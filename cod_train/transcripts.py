@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from cod_agent.errors import UsageError
+from cod_agent.journal.calls import REDACTED
 from cod_agent.memory.content import conversation
 from cod_agent.memory.readonly import look
 from cod_train.supervised import Sample
@@ -59,7 +60,7 @@ SELECT e.id, e.kind, e.state, CASE e.kind WHEN 'solve' THEN t.reward ELSE (
 FROM episodes e JOIN tasks t ON t.run_id = e.run_id AND t.position = e.position ORDER BY e.id
 """
 _CALLS = """
-SELECT h.body, c.style, c.prompt_id, c.answer_id, c.finish_reason
+SELECT h.body, c.style, c.prompt_id, c.answer_id, c.finish_reason, c.inexact
 FROM calls c JOIN heads h ON h.id = c.head_id WHERE c.episode_id = ? ORDER BY c.id
 """
 
@@ -99,10 +100,12 @@ def read_transcripts(
 
 
 def _calls(conn: sqlite3.Connection, episode: int, left_out: Counter[str]) -> Iterator[Spoken]:
-    for head, style, prompt, answer, finish in conn.execute(_CALLS, (episode,)).fetchall():
+    for head, style, prompt, answer, finish, inexact in conn.execute(_CALLS, (episode,)).fetchall():
         bodies = [body for _, body, _ in conversation(conn, answer)]
         if style in ("raw", "bytes") or prompt is None:
             left_out["calls that are not stored as a conversation"] += 1
+        elif inexact == REDACTED:
+            left_out["calls that a secret was taken out of"] += 1
         elif finish == "length":
             left_out["calls whose answer was cut off"] += 1
         elif head is None or None in bodies:

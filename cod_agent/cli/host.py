@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from cod_agent.host.server import Running
 
 
+_LINE = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+
+
 def host(
     config: Annotated[
         Path | None, typer.Option("--config", help="Settings as TOML; COD_HOST_* and flags win over it.")
@@ -57,14 +60,15 @@ def host(
     Example: cod host --model openai:Qwen/Qwen3-8B --memory agents.db
     """
     given = {name: value for name, value in locals().items() if name not in ("config", "address", "as_json")}
-    from cod_agent.host.settings import load
+    from cod_agent.host.settings import load, secrets_of
 
     settings = load({**given, "host": address}, config)
     from cod_agent.host.server import serve
+    from cod_agent.secrets import CleanFormatter
 
-    logging.basicConfig(
-        level=settings.log_level.upper(), stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
-    )
+    logging.basicConfig(level=settings.log_level.upper(), stream=sys.stderr)
+    for handler in logging.getLogger().handlers:
+        handler.setFormatter(CleanFormatter(secrets_of(settings), _LINE))
     for chatty in ("httpx", "httpx2", "httpcore", "openai", "uvicorn.error"):
         logging.getLogger(chatty).setLevel(max(logging.WARNING, logging.getLogger().level))
     serve(settings, lambda running: _say(running, as_json))

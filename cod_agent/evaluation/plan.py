@@ -11,13 +11,13 @@ import sqlite3
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
-from urllib.parse import urlsplit, urlunsplit
 
 from cod_agent.environments import PACKINGS, SPLITS, Form, Packing, Split, make_world, packed
 from cod_agent.errors import UnknownName, UsageError
 from cod_agent.memory import Memory
 from cod_agent.models import resolve
 from cod_agent.models.base import Model, Sampling
+from cod_agent.secrets import without_login
 
 PLAN = "plan"
 """The key of a run's settings under which its plan stands."""
@@ -262,7 +262,4 @@ def refuse_mixture(
 
 
 def _public(address: str | None) -> str | None:
-    if address is None:
-        return None
-    parts = urlsplit(address)
-    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
+    return None if address is None else without_login(address)

@@ -23,7 +23,8 @@ from cod_agent.host import inbox, schema, views
 from cod_agent.host.errors import Busy, Draining, Invalid, StillUnderWay, said_of
 from cod_agent.host.events import Hub
 from cod_agent.host.lines import Job, Line
-from cod_agent.host.settings import Settings
+from cod_agent.host.settings import Settings, secrets_of
+from cod_agent.journal.tap import Tap
 from cod_agent.memory import Memory, read, runs
 from cod_agent.memory.readonly import look
 from cod_agent.models import resolve
@@ -60,6 +61,7 @@ class Service:
         self.memory = Memory.open(self.settings.memory)
         try:
             self.world, self.model = _set_up(self.settings)
+            self._tap = Tap(secrets_of(self.settings).beside(getattr(self.model, "secrets", {})))
         except BaseException:
             self.memory.close()
             raise
@@ -86,7 +88,8 @@ class Service:
             CodError: whatever keeps the task from being lived; it goes on being tried.
         """
         self._refuse_draining()
-        task = Task.model_construct(id=asked.id, prompt=asked.prompt, data=asked.data)
+        # Redacted before it is kept: nobody can give it again as it was, so that the world gets it like this, too.
+        task = Task.model_construct(**self._tap.value({"id": asked.id, "prompt": asked.prompt, "data": asked.data}))
         self._fits(task)
         with self._joining(agent, asked.run) as line:
             kept = await self.memory.write(
@@ -113,7 +116,7 @@ class Service:
         self._refuse_draining()
         found = await self.memory.read(lambda conn: runs.find_run(conn, agent, run))
         await self.memory.read(lambda conn: read.position(conn, found, position))
-        given = Feedback(reward=said.reward, text=said.text)
+        given = Feedback(reward=said.reward, text=self._tap.text(said.text))
         with self._joining(agent, run) as line:
             job = line.find(position, given) or line.add(Job(position, None, given, recorded=False))
         return await self._patiently(job)
@@ -320,6 +323,7 @@ class Service:
             environment=self.world,
             max_context=self.settings.max_context,
             updates=self.settings.updates,
+            redact=self._tap.redact,
             settings={inbox.MARK: _kept(self.settings)},
         )
 

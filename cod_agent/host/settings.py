@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from cod_agent.errors import MissingExtra, UnknownName, UsageError
+from cod_agent.secrets import Secrets, password_in
 
 try:
     from pydantic import Field, SecretStr, ValidationError
@@ -146,6 +147,13 @@ def token_of(settings: Settings) -> str | None:
     return token
 
 
+def secrets_of(settings: Settings) -> Secrets:
+    """What must stand in no prompt, record or log: what the environment has, the clients' token, the endpoint's key and password."""
+    key = settings.api_key.get_secret_value() if settings.api_key else ""
+    said = {"COD_HOST_TOKEN": token_of(settings) or "", "COD_HOST_API_KEY": key}
+    return Secrets().beside({**said, "COD_HOST_BASE_URL_PASSWORD": password_in(settings.base_url or "")})
+
+
 def _read(config: Path) -> dict[str, Any]:
     try:
         return tomllib.loads(config.read_text())
@@ -155,4 +163,4 @@ def _read(config: Path) -> dict[str, Any]:
         raise UsageError(f"{config} is no TOML: {error}") from None
 
 
-__all__ = ["PREFIX", "Settings", "load", "token_of"]
+__all__ = ["PREFIX", "Settings", "load", "secrets_of", "token_of"]

@@ -18,12 +18,13 @@ import asyncio
 import contextlib
 import os
 import sqlite3
+import stat
 import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import IO, Any, TypeVar
 from weakref import WeakKeyDictionary, WeakValueDictionary
 
 from cod_agent.errors import CodError, NotADatabase, StoreBusy, StoreError, StoreFull
@@ -39,6 +40,8 @@ Job = Callable[[sqlite3.Connection], T]
 _Result = tuple[Any, BaseException | None]
 
 BUSY_SECONDS = 30.0
+WAL_LIMIT = 16_000_000
+"""Bytes that FILE-wal is cut to when its pages are in the file. While somebody reads an old state it grows: no write waits for that."""
 _LARGEST_BATCH = 256
 _SLOW_SECONDS = 0.005
 """A commit that took longer than this on average sends the next ones to a worker thread."""
@@ -196,6 +199,9 @@ class Memory:
         if Path(self.path).is_file() and 0 < Path(self.path).stat().st_size < 512:
             # SQLite takes what is shorter than its smallest page for an empty file, and would overwrite it.
             raise sqlite3.DatabaseError("file is not a database")
+        # What agents saw is nobody else's: SQLite gives what it puts beside the file the same mode.
+        with contextlib.suppress(FileExistsError):
+            os.close(os.open(self.path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
         conn = sqlite3.connect(self.path, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False)
         try:
             current = schema.check(conn, self.path)
@@ -206,8 +212,9 @@ class Memory:
                     schema.migrate(conn)
             conn.execute(f"PRAGMA synchronous = {'FULL' if self.durable else 'NORMAL'}")
             conn.execute("PRAGMA foreign_keys = ON")
+            conn.execute(f"PRAGMA journal_size_limit = {WAL_LIMIT}").fetchone()
             if wal_fault() and fcntl is not None:
-                self._guard = open(f"{self.path}.lock", "a")  # noqa: SIM115 (held while the file is open)
+                self._guard = self._lock_opened()  # held while the file is open
         except BaseException:
             conn.close()
             raise
@@ -217,12 +224,17 @@ class Memory:
         if self._uses <= 0:
             raise StoreError(f"{self.path} was closed by this program: open it again with Memory.open")
 
+    def _lock_opened(self) -> IO[str]:
+        """FILE.lock, made if absent, for whoever may write the file itself."""
+        mode = stat.S_IMODE(os.stat(self.path).st_mode)
+        return open(f"{self.path}.lock", "a", opener=lambda path, flags: os.open(path, flags, mode))
+
     @contextlib.contextmanager
     def _lock_file(self) -> Iterator[None]:
         if fcntl is None:
             yield
             return
-        with open(f"{self.path}.lock", "a") as held:
+        with self._lock_opened() as held:
             fcntl.flock(held, fcntl.LOCK_EX)
             yield
 

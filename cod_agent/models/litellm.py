@@ -80,6 +80,11 @@ class LiteLLMModel:
         self._fixed |= {key: value for key, value in where.items() if value is not None}
         self._timeout, self._retries, self._pace = timeout, retries, Pace(concurrency)
 
+    @property
+    def secrets(self) -> dict[str, str]:
+        """What must stand in no prompt and no record, by name (see `cod_agent.secrets`)."""
+        return {"API_KEY": str(self._fixed.get("api_key", ""))}
+
     async def complete(self, messages: Sequence[Message], *, on_delta: OnDelta | None = None) -> Completion:
         """One answer; see `Model.complete`."""
         from cod_agent.journal import record_completion

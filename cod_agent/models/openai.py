@@ -13,7 +13,9 @@ import json
 import os
 import random
 import time
+import uuid
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from cod_agent.completions import Completion, OnDelta
@@ -30,6 +32,7 @@ from cod_agent.errors import (
 )
 from cod_agent.models.base import Sampling
 from cod_agent.models.pace import Pace
+from cod_agent.secrets import password_in, without_login
 
 if TYPE_CHECKING:
     from cod_agent.journal.answers import Answer
@@ -37,6 +40,8 @@ if TYPE_CHECKING:
 
 RETRIES = 4
 TIMEOUT = 600.0
+FIRST_WAIT = 0.5
+"""Seconds before the second attempt, if the endpoint says nothing; twice as long before each after it."""
 _LONGEST_WAIT = 120.0
 """Seconds a Retry-After may ask for; an endpoint that wants longer is overloaded."""
 _AGAIN = {408, 409, 429}
@@ -92,6 +97,12 @@ class OpenAIModel:
             self._params |= {"stream": True, "stream_options": {"include_usage": True}}
         self._connection: _Connection | None = None
 
+    @property
+    def secrets(self) -> dict[str, str]:
+        """What must stand in no prompt and no record, by name (see `cod_agent.secrets`)."""
+        key, base = self._where()
+        return {"OPENAI_API_KEY": key or "", "OPENAI_BASE_URL_PASSWORD": password_in(base or "")}
+
     async def complete(self, messages: Sequence[Message], *, on_delta: OnDelta | None = None) -> Completion:
         """One answer; see `Model.complete`."""
         return (await self._recorded(self._request(messages, self._params), on_delta)).completion
@@ -145,7 +156,7 @@ class OpenAIModel:
             if not left or isinstance(trouble, ModelRefused) or (wait or 0) > _LONGEST_WAIT:
                 raise trouble
             await asyncio.sleep(
-                min(8.0, 0.5 * 2 ** (self._retries - left)) * random.uniform(0.75, 1) if wait is None else wait
+                min(8.0, FIRST_WAIT * 2 ** (self._retries - left)) * random.uniform(0.75, 1) if wait is None else wait
             )
         raise ModelError("unreachable")  # pragma: no cover (the last attempt answers or raises)
 
@@ -154,12 +165,16 @@ class OpenAIModel:
         from cod_agent.journal.http import attempt
 
         module, where = connection.module, f"{connection.base} ({self.name})"
-        request = module.Request("POST", connection.url, headers=connection.headers, content=call.request.body)
+        headers, name = connection.headers, uuid.uuid4().hex
+        request = module.Request(
+            "POST", connection.url, headers={**headers, "x-request-id": name}, content=call.request.body
+        )
+        call.check = partial(connection.check, name)
         tried = f"(asked {self._retries + 1} times)"
         try:
             async with asyncio.timeout(self._timeout):
                 response = await attempt(call, request, connection.transport)
-        except ModelGarbled as error:
+        except (ModelGarbled, module.DecodingError) as error:
             return ModelGarbled(f"{where}: {error}; is it an OpenAI-compatible endpoint? {tried}"), None
         except (TimeoutError, module.TimeoutException):
             said = f"{where} did not answer within {self._timeout:g} s {tried}"
@@ -175,8 +190,7 @@ class OpenAIModel:
         loop = asyncio.get_running_loop()
         if self._connection is None or self._connection.loop is not loop:
             # Connections belong to an event loop; the sync twins may bring a new one each time.
-            key = self._api_key or os.environ.get("OPENAI_API_KEY")
-            base = self._base_url or os.environ.get("OPENAI_BASE_URL")
+            key, base = self._where()
             if key is None and base is None:
                 raise UsageError(
                     "no endpoint is named: set OPENAI_API_KEY for api.openai.com, or OPENAI_BASE_URL (--base-url) for a server of "
@@ -184,6 +198,10 @@ class OpenAIModel:
                 )
             self._connection = _Connection(loop, base or "https://api.openai.com/v1", key, self._concurrency)
         return self._connection
+
+    def _where(self) -> tuple[str | None, str | None]:
+        """The key and the base URL."""
+        return self._api_key or os.environ.get("OPENAI_API_KEY"), self._base_url or os.environ.get("OPENAI_BASE_URL")
 
     async def aclose(self) -> None:
         """Close the connections."""
@@ -198,17 +216,32 @@ class _Connection:
     def __init__(self, loop: asyncio.AbstractEventLoop, base: str, key: str | None, concurrency: int) -> None:
         from cod_agent.journal.http import http_module, transport_to
 
-        self.loop, self.base, self.module = loop, base.rstrip("/"), http_module()
+        # As it is shown in errors. A name and a password in the address are not taken for a login: endpoints want a key.
+        self.loop, self.base, self.module = loop, without_login(base.rstrip("/")), http_module()
         self.pace = Pace(concurrency)
         try:
             self.url = self.module.URL(f"{self.base}/chat/completions")
         except self.module.InvalidURL as error:
-            raise UsageError(f"{base!r} is no base URL ({error}): it looks like http://127.0.0.1:8000/v1") from error
+            raise UsageError(
+                f"{self.base!r} is no base URL ({error}): it looks like http://127.0.0.1:8000/v1"
+            ) from None
         if self.url.scheme not in ("http", "https") or not self.url.host:
-            raise UsageError(f"{base!r} is no base URL: it looks like http://127.0.0.1:8000/v1")
+            raise UsageError(f"{self.base!r} is no base URL: it looks like http://127.0.0.1:8000/v1")
         self.transport = transport_to(self.base)
         said = {"content-type": "application/json", "accept": "application/json", "user-agent": "connect-the-dots"}
         self.headers = said | ({"authorization": f"Bearer {key}"} if key else {})
+        self._echoes = False
+
+    def check(self, name: str, answer: Answer) -> None:
+        """vLLM names an answer after its request (`X-Request-Id`): where a server has done so once, all its answers must.
+
+        Raises:
+            ModelGarbled: it is the answer to another request.
+        """
+        said = str(answer.body.get("id") or "")
+        if self._echoes and name not in said:
+            raise ModelGarbled(f"the answer {said!r} is to another request: to this one it were {name!r}")
+        self._echoes = self._echoes or name in said
 
 
 def _refusal(where: str, response: Any, tried: str) -> ModelError:
@@ -221,6 +254,8 @@ def _refusal(where: str, response: Any, tried: str) -> ModelError:
         hint = "; set OPENAI_API_KEY to a key it accepts"
     if status == 404:
         hint = "; check the model's name and the base URL (which often ends in /v1)"
+    if 300 <= status < 400:
+        hint = f"; it redirects to {response.headers.get('location', 'nowhere')}: give that as the base URL, if you trust it"
     refused = ModelRefused(said + hint)
     refused.status = status
     return refused

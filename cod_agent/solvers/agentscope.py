@@ -127,6 +127,11 @@ class AgentScopeSolver:
             text = shown.content
             life.origins |= _origins([shown])
 
+    @property
+    def secrets(self) -> dict[str, str]:
+        """What must stand in no prompt and no record, by name (see `cod_agent.secrets`)."""
+        return self._endpoint.secrets
+
     async def aclose(self) -> None:
         """Close the connections; the next task opens new ones."""
         await self._endpoint.aclose()
