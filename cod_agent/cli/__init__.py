@@ -20,6 +20,7 @@ from typer.core import TyperGroup
 from cod_agent.cli.backup import backup as backup_command
 from cod_agent.cli.context import app as context_app
 from cod_agent.cli.demo import demo as demo_command
+from cod_agent.cli.doctor import doctor as doctor_command
 from cod_agent.cli.eval import evaluate as eval_command
 from cod_agent.cli.host import host as host_command
 from cod_agent.cli.prune import prune as prune_command
@@ -97,6 +98,7 @@ app.command("run")(run_command)
 app.command("eval")(eval_command)
 app.add_typer(context_app, name="context")
 app.command("verify")(verify_command)
+app.command("doctor")(doctor_command)
 app.command("backup")(backup_command)
 app.command("prune")(prune_command)
 app.command("host")(host_command)

@@ -46,11 +46,11 @@ def take(conn: sqlite3.Connection, run_id: int, agent: str, run: str) -> None:
     row = conn.execute("SELECT owner, host, pid, expires, steady FROM leases WHERE run_id = ?", (run_id,)).fetchone()
     if row is not None and row[0] != owner():
         _, host, pid, expires, steady = row
-        left = _left(host, expires, steady)
-        if left and not (host == HOST and gone(pid)):
+        rest = left(host, expires, steady)
+        if rest and not (host == HOST and gone(pid)):
             raise RunLeased(
                 f"run {run!r} of agent {agent!r} is being lived by process {pid} on {host.split('/')[0]}: stop it, or wait "
-                f"{left:.0f} s if it is dead, then try again"
+                f"{rest:.0f} s if it is dead, then try again"
             )
     conn.execute(
         "INSERT OR REPLACE INTO leases (run_id, owner, host, pid, expires, steady) VALUES (?, ?, ?, ?, ?, ?)",
@@ -75,7 +75,7 @@ def hold(conn: sqlite3.Connection, run_id: int) -> None:
         raise RunLeased(
             "this process was silent for so long that another one took over its run; nothing was overwritten"
         )
-    if _left(*row[1:]) < SECONDS / 2:
+    if left(*row[1:]) < SECONDS / 2:
         conn.execute("UPDATE leases SET expires = ?, steady = ? WHERE run_id = ?", (*_ends(), run_id))
 
 
@@ -93,11 +93,11 @@ def _ends() -> tuple[float, float]:
     return time.time() + SECONDS, time.monotonic() + SECONDS
 
 
-def _left(host: str, expires: float, steady: float | None) -> float:
+def left(host: str, expires: float, steady: float | None) -> float:
     """Seconds a lease still has; 0: it is over, or its end makes no sense."""
     same_clock = steady is not None and _boot(host) == _boot(HOST)
-    left = steady - time.monotonic() if same_clock and steady is not None else expires - time.time()
-    return left if 0 < left <= SECONDS else 0.0
+    rest = steady - time.monotonic() if same_clock and steady is not None else expires - time.time()
+    return rest if 0 < rest <= SECONDS else 0.0
 
 
 def _boot(host: str) -> str:
