@@ -1,112 +1,34 @@
-"""`verify` finds every changed value; `projection` is the same whichever way a run was lived."""
+"""`verify` finds every changed value and every flipped byte that counts; `projection` is the same whichever way a run was lived."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import json
+import os
+import random
 import shutil
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from every_row import every_row, live
 
-from cod_agent import CoDAgent, Completion, Feedback, Message, Observation, Task, Tokens
-from cod_agent.errors import NotADatabase, SchemaTooNew, UsageError, VerificationFailed
-from cod_agent.journal import record_completion
+from cod_agent.errors import CodError, NotADatabase, SchemaTooNew, UsageError, VerificationFailed
+from cod_agent.memory import rows
 from cod_agent.memory.projection import projection
-from cod_agent.memory.schema import APPLICATION_ID
+from cod_agent.memory.rows import GUARDED
+from cod_agent.memory.schema import APPLICATION_ID, migrate
 from cod_agent.memory.tombstones import bury
 from cod_agent.memory.verify import verify
 
-UNGUARDED = {
-    "runs": {"created"},
-    "contexts": {"created"},
-    "tasks": set(),
-    "episodes": {"started", "finished"},
-    "heads": set(),
-    "messages": set(),
-    "calls": {"started", "seconds"},
-    "effects": {"started", "seconds"},
-    "commits": {"created"},
-}
-"""By guarded table, the columns that no hash covers: times. Row ids are no values; attempts and leases are left out."""
+ALL = bool(os.environ.get("COD_VERIFY_ALL"))
+"""Change every value of every row, and ten times the bytes (`make verify-all`)."""
 
-
-class Exact:
-    """A model with exact tokens that is killed after `calls` answers."""
-
-    name, form = "exact", "natural"
-
-    def __init__(self, calls: int = 1000) -> None:
-        self.calls = calls
-
-    async def complete(self, messages: Sequence[Message], *, on_delta: Any = None) -> Completion:
-        return await record_completion(self.name, messages, {"temperature": 1.0, "max_tokens": 9}, self._answer)
-
-    async def _answer(self, messages: Sequence[Message]) -> Completion:
-        self.calls -= 1
-        if self.calls < 0:
-            raise asyncio.CancelledError
-        ids = [n for said in messages for n in (len(said.content), 7)]
-        text = f"step {len(messages)}"
-        if "Write the new note" in messages[-1].content:
-            good = "Reward: 1.000" in messages[-1].content
-            text = f"<context>\nnote of {len(ids)}\n</context>" if good else "no note"
-        return Completion(text, "stop", Tokens(ids, [1, 2, 300], [-0.5, -0.25, -1.0]), "", "weights-1", (len(ids), 3))
-
-
-class Two:
-    """Two steps; the reward is the task's."""
-
-    name, recovery = "two", "snapshot"
-
-    def start(self, task: Task) -> Any:
-        return _Session(task)
-
-
-class _Session:
-    def __init__(self, task: Task) -> None:
-        self.task, self.at = task, 0
-
-    def reset(self) -> Observation:
-        return Observation(f"start of {self.task.id}")
-
-    def step(self, answer: str) -> Observation:
-        self.at += 1
-        done = self.at == 2
-        feedback = Feedback(reward=self.task.data["reward"], text="so it went") if done else None
-        return Observation(f"after {answer}", "short", done, feedback)
-
-    def snapshot(self) -> int:
-        return self.at
-
-    def restore(self, state: int) -> None:
-        self.at = state
-
-
-TASKS = [Task(id=f"t{n}", prompt="Do it.", data={"reward": reward}) for n, reward in enumerate((1.0, 0.0, 1.0, 0.5))]
-
-
-async def live(path: Path, calls: int = 1000) -> None:
-    """A run with written and refused updates, one forked from it, one with a tool and no model."""
-
-    async def add(a: int, b: int) -> int:
-        return a + b
-
-    async def adding(task: Task, context: str, tools: Any) -> str:
-        return str(await tools[0](1, 2))
-
-    async with CoDAgent("a", model=Exact(calls), memory=path, environment=Two(), settings={"why": "a test"}) as agent:
-        async for _ in agent.run(TASKS, run="first"):
-            pass
-        async for _ in agent.run(TASKS[:2], run="forked", fork=("first", 1)):
-            pass
-    async with CoDAgent("b", memory=path, solver=adding, tools=[add], updates=False) as agent:
-        outcome = await agent.solve(TASKS[0], run="tools")
-        await agent.feedback(outcome, 0.75, "good")
+TABLES = (*GUARDED, "heads", "tombstones")
+"""Tables whose every value is guarded; row ids are no values. Leases are left out: they say nothing of what was lived."""
 
 
 @pytest.fixture(scope="module")
@@ -116,34 +38,68 @@ def lived(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def test_a_file_agrees_with_itself(lived: Path) -> None:
+@pytest.fixture(scope="module")
+def full(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A file with every kind of row, its write-ahead log emptied into it."""
+    path = tmp_path_factory.mktemp("verify") / "full.db"
+    asyncio.run(every_row(path))
+    return path
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[sqlite3.Connection]:
+    """A connection of somebody who knows nothing of guards."""
+    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as conn:
+        conn.execute("PRAGMA ignore_check_constraints = ON")
+        yield conn
+
+
+def test_a_file_agrees_with_itself(lived: Path, full: Path) -> None:
     report = verify(lived)
     assert report.ok, report.faults
     assert report.counts["runs"] == 3
     assert report.counts["calls"] == report.requests == 18
     assert report.counts["contexts"] == 3 + 2 + 1
     report.require()
+    report = verify(full)
+    assert report.ok, report.faults
+    assert report.requests == report.counts["calls"] - 2  # the update that read the answers pruned, one forgotten
+
+
+@pytest.mark.parametrize(
+    ("query", "kinds"),
+    [
+        ("SELECT DISTINCT style FROM calls", {"own", "compact", "ascii", "spaced", "plain", "raw", "bytes"}),
+        ("SELECT DISTINCT inexact = '' FROM calls", {0, 1}),
+        ("SELECT DISTINCT state FROM attempts", {"started", "failed"}),
+        ("SELECT DISTINCT kind FROM effects", {"observe", "act", "tool"}),
+        ("SELECT DISTINCT state FROM episodes", {"live", "done", "refused", "aborted"}),
+        ("SELECT DISTINCT state FROM tasks", {"open", "solved", "updated", "closed"}),
+        ("SELECT DISTINCT decided FROM contexts WHERE held <> ''", {"", "adopted", "refused"}),
+        ("SELECT DISTINCT substr(sources, 1, 9) FROM contexts", {"[]", '[{"adopte', '[{"given"', '[{"positi'}),
+        ("SELECT DISTINCT what FROM commits", {"began", "solved", "judged", "updated", "kept", "closed"}
+         | {"adopted", "refused", "forgot", "pruned"}),
+        ("SELECT DISTINCT part FROM tombstones", {"message", "call", "effect", "task", "context"}),
+    ],
+)  # fmt: skip
+def test_the_file_that_is_changed_has_every_kind_of_row(full: Path, query: str, kinds: set[Any]) -> None:
+    with writing(full) as conn:
+        assert {row[0] for row in conn.execute(query)} >= kinds
+        assert {table for table in TABLES if conn.execute(f"SELECT 1 FROM {table}").fetchone()} == set(TABLES)
 
 
 def test_the_tables_are_those_that_are_guarded(lived: Path) -> None:
-    with sqlite3.connect(lived) as conn:
+    with writing(lived) as conn:
         tables = {row[0] for row in conn.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
-    ours = {table for table in tables if not table.startswith(("_", "sqlite"))}
-    assert ours == UNGUARDED.keys() | {"attempts", "leases", "tombstones"}
+    assert {table for table in tables if not table.startswith(("_", "sqlite"))} == {*TABLES, "leases"}
 
 
 def _values() -> list[tuple[str, str]]:
     """Every guarded (table, column) of the schema."""
-    from cod_agent.memory.schema import MIGRATIONS
-
-    with sqlite3.connect(":memory:") as conn:
-        for script in MIGRATIONS:
-            conn.executescript(script)
+    with contextlib.closing(sqlite3.connect(":memory:", isolation_level=None)) as conn:
+        migrate(conn)
         return [
-            (table, row[1])
-            for table, unguarded in UNGUARDED.items()
-            for row in conn.execute(f"PRAGMA table_info({table})")
-            if row[1] != "id" and row[1] not in unguarded
+            (table, row[1]) for table in TABLES for row in conn.execute(f"PRAGMA table_info({table})") if row[1] != "id"
         ]
 
 
@@ -159,39 +115,111 @@ def _other(value: Any, kind: str) -> Any:
 
 
 @pytest.mark.parametrize(("table", "column"), _values())
-def test_a_changed_value_is_found(lived: Path, tmp_path: Path, table: str, column: str) -> None:
-    with sqlite3.connect(lived) as conn:
+def test_a_changed_value_is_found_and_its_row_named(full: Path, tmp_path: Path, table: str, column: str) -> None:
+    path = tmp_path / "changed.db"
+    key = "run_id, seq" if table == "commits" else "id"
+    where = " AND ".join(f"{name} = ?" for name in key.split(", "))
+    with writing(full) as conn:
         kind = next(row[2] for row in conn.execute(f"PRAGMA table_info({table})") if row[1] == column)
-        key = "run_id, seq" if table == "commits" else "id"
-        keys = conn.execute(f"SELECT {key} FROM {table} ORDER BY {key}").fetchall()
-    for at in {0, len(keys) // 2, len(keys) - 1}:
-        path = tmp_path / f"{at}.db"
-        shutil.copy(lived, path)
-        where = " AND ".join(f"{name} = ?" for name in key.split(", "))
-        conn = sqlite3.connect(path, isolation_level=None)
-        conn.execute("PRAGMA ignore_check_constraints = ON")
-        before = conn.execute(f"SELECT {column} FROM {table} WHERE {where}", keys[at]).fetchone()[0]
-        try:
-            conn.execute(f"UPDATE {table} SET {column} = ? WHERE {where}", (_other(before, kind), *keys[at]))
-        except sqlite3.IntegrityError:
-            continue  # the schema itself does not let it happen
-        finally:
-            conn.close()
+        values = conn.execute(f"SELECT {column}, {key} FROM {table} ORDER BY {key}").fetchall()
+    for before, *at in values if ALL else random.Random(table + column).sample(values, 2):
+        shutil.copy(full, path)
+        after = _other(before, kind)
+        with writing(path) as conn:
+            try:
+                conn.execute(f"UPDATE {table} SET {column} = ? WHERE {where}", (after, *at))
+            except sqlite3.IntegrityError:
+                continue  # the schema itself does not let it happen
         report = verify(path)
-        assert not report.ok, f"row {keys[at]}: {before!r} -> {_other(before, kind)!r}"
+        assert not report.ok, f"row {at}: {before!r} -> {after!r}"
         with pytest.raises(VerificationFailed, match="does not agree"):
             report.require()
+        elsewhere = table == "tombstones" and column in ("run_id", "seq")  # their commits tell
+        if (
+            not elsewhere
+            and column not in key
+            and "SQLite" not in report.faults[0]
+            and "refers to a row" not in report.faults[0]
+        ):
+            named = f"({at[0]}, {at[1]})" if table == "commits" else at[0]
+            assert report.faults[0].startswith(f"row {named} of {table} "), report.faults[0]
 
 
-@pytest.mark.parametrize("table", [table for table in UNGUARDED if table not in ("heads", "messages")])
-def test_a_missing_row_is_found(lived: Path, tmp_path: Path, table: str) -> None:
+@pytest.mark.parametrize(("table", "column"), [case for case in _values() if case[0] in GUARDED and case[1] != "guard"])
+def test_a_change_whose_guard_was_made_again_is_found_in_what_was_said(
+    full: Path, tmp_path: Path, table: str, column: str
+) -> None:
+    if column in UNCHAINED.get(table, set()):
+        pytest.skip("a time, or what only the guard knows")
+    path = tmp_path / "edited.db"
+    shutil.copy(full, path)
+    with writing(path) as conn:
+        kind = next(row[2] for row in conn.execute(f"PRAGMA table_info({table})") if row[1] == column)
+        cursor = conn.execute(f"SELECT * FROM {table} WHERE {WHOLE.get(table, 'true')}")
+        names = [name[0] for name in cursor.description]
+        row = dict(zip(names, random.Random(table + column).choice(cursor.fetchall()), strict=True))
+        changed = {**row, column: _other(row[column], kind)}
+        changed["guard"] = rows.guard_of(changed)
+        same = {"run_id": row["run_id"], "seq": row["seq"]} if table == "commits" else {"id": row["id"]}
+        with contextlib.suppress(sqlite3.IntegrityError):
+            conn.execute(
+                f"UPDATE {table} SET {column} = ?, guard = ? WHERE {' AND '.join(f'{name} = ?' for name in same)}",
+                (changed[column], changed["guard"], *same.values()),
+            )
+            assert not verify(path).ok, f"{same}: {row[column]!r} -> {changed[column]!r}"
+
+
+WHOLE = {
+    "calls": "envelope IS NOT NULL AND episode_id IN (SELECT id FROM episodes WHERE state <> 'live')",
+    "effects": "result IS NOT NULL AND episode_id IN (SELECT id FROM episodes WHERE state <> 'live')",
+    "tasks": "body IS NOT NULL",
+    "messages": "body IS NOT NULL",
+    "episodes": "state <> 'live'",
+}
+"""Rows that have their texts, of episodes that ended: the others are known by less."""
+
+UNCHAINED = {
+    "runs": {"created"},
+    "messages": {"parent_id", "labels"},
+    "contexts": {"created", "parent_id"},
+    "tasks": set(),
+    "episodes": {"started", "finished", "context_id"},
+    "calls": {"started", "seconds", "envelope_crc", "envelope", "prompt_base_id", "prompt_shared"},
+    "effects": {"started", "seconds", "call_id", "name", "kind"},
+    "attempts": {"episode_id", "kind", "request", "occurrence", "state", "detail", "started", "seconds"},
+    "commits": {"created"},
+}
+"""What no hash covers, or not that of every row."""
+
+
+@pytest.mark.parametrize("table", [table for table in GUARDED if table != "attempts"])
+def test_a_missing_row_is_found(full: Path, tmp_path: Path, table: str) -> None:
     path = tmp_path / "less.db"
-    shutil.copy(lived, path)
-    conn = sqlite3.connect(path, isolation_level=None)
+    shutil.copy(full, path)
     key = "run_id, seq" if table == "commits" else "id"
-    conn.execute(f"DELETE FROM {table} WHERE ({key}) = (SELECT {key} FROM {table} ORDER BY {key} DESC LIMIT 1)")
-    conn.close()
+    with writing(path) as conn:
+        conn.execute(f"DELETE FROM {table} WHERE ({key}) = (SELECT {key} FROM {table} ORDER BY {key} DESC LIMIT 1)")
     assert not verify(path).ok
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ("CREATE TRIGGER t AFTER INSERT ON tasks BEGIN DELETE FROM tasks; END", "trigger t on tasks is not"),
+        ("DROP INDEX tasks_to_do", "index tasks_to_do is not there"),
+        ("DROP VIEW steps", "view steps is not there"),
+        ("ALTER TABLE tasks ADD COLUMN more TEXT", "table tasks is another"),
+    ],
+)
+def test_a_changed_schema_is_found(lived: Path, tmp_path: Path, change: str, said: str) -> None:
+    path = tmp_path / "changed.db"
+    shutil.copy(lived, path)
+    with writing(path) as conn:
+        conn.execute("CREATE TABLE notes_of_my_own (x)")
+        conn.execute("CREATE VIEW means AS SELECT avg(reward) FROM tasks")
+        assert verify(path).ok
+        conn.execute(change)
+    assert said in verify(path).faults[0]
 
 
 def test_a_pruned_text_is_no_fault(lived: Path, tmp_path: Path) -> None:
@@ -231,6 +259,31 @@ def test_a_text_that_is_gone_without_a_tombstone_or_a_changed_tombstone_is_found
         bury(conn, 1, "pruned", None, {"reason": "old"}, {"message": [3], "task": [1]})
         conn.execute(damage)
     assert not verify(path).ok
+
+
+def test_no_flipped_byte_is_a_crash_and_those_that_count_are_found(full: Path, tmp_path: Path) -> None:
+    """What is not found is in bytes that hold nothing: free space, and a header's bookkeeping."""
+    raw, dice, path = full.read_bytes(), random.Random(7), tmp_path / "flipped.db"
+    said, missed, tries = set(projection_of(full)), [], 5000 if ALL else 100
+    for _ in range(tries):
+        at, bit = dice.randrange(len(raw)), 1 << dice.randrange(8)
+        path.write_bytes(raw[:at] + bytes([raw[at] ^ bit]) + raw[at + 1 :])
+        try:
+            found = not verify(path).ok
+        except CodError:  # one of ours, which says what to do
+            found = True
+        if not found:
+            missed.append(at)
+            assert set(projection_of(path)) == said, f"bit {bit} of byte {at} changed what the file says"
+    assert len(missed) < tries
+    print(f"{tries - len(missed)} of {tries} found; the others changed nothing that is stored")
+
+
+def projection_of(path: Path) -> list[tuple[Any, ...]]:
+    """Every value of every table that counts."""
+    with contextlib.closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as conn:
+        conn.text_factory = bytes
+        return [(table, *row) for table in TABLES for row in conn.execute(f"SELECT * FROM {table}")]
 
 
 def test_a_damaged_page_is_found(lived: Path, tmp_path: Path) -> None:

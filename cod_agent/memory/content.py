@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from cod_agent.errors import VerificationFailed
+from cod_agent.memory import rows
 from cod_agent.memory.hashing import compact, node_hash
 
 _CACHE_LIMIT = 200_000
@@ -57,13 +58,10 @@ def store_child(conn: sqlite3.Connection, cache: dict[bytes, int], parent: int |
     if known is None:
         row = conn.execute("SELECT id, body IS NULL FROM messages WHERE hash = ?", (node.hash,)).fetchone()
         if row is not None and row[1]:  # it was pruned or forgotten, and is said again
-            conn.execute("UPDATE messages SET body = ? WHERE id = ?", (node.body, row[0]))
+            rows.update(conn, "messages", row[0], {"body": node.body})
         if row is None:
-            made = conn.execute(
-                "INSERT INTO messages (parent_id, hash, body, labels) VALUES (?, ?, ?, ?)",
-                (parent, node.hash, node.body, node.labels),
-            )
-            row = (made.lastrowid,)
+            said = {"parent_id": parent, "hash": node.hash, "body": node.body, "labels": node.labels}
+            row = (rows.insert(conn, "messages", said),)
         known = cache[node.hash] = row[0]
     return known
 
@@ -84,7 +82,7 @@ def store_head(conn: sqlite3.Connection, cache: dict[bytes, int], digest: bytes,
 def conversation(conn: sqlite3.Connection, leaf: int | None) -> list[tuple[bytes, str | None, str]]:
     """(hash, body, labels) of the messages up to a node, first to last. A pruned body is None."""
     # A parent is always stored before its children; in a damaged file that keeps the walk from going round for ever.
-    rows = conn.execute(
+    found = conn.execute(
         "WITH RECURSIVE up (id, parent_id, hash, body, labels, depth) AS ("
         " SELECT id, parent_id, hash, body, labels, 0 FROM messages WHERE id = ?"
         " UNION ALL SELECT m.id, m.parent_id, m.hash, m.body, m.labels, depth + 1"
@@ -92,7 +90,7 @@ def conversation(conn: sqlite3.Connection, leaf: int | None) -> list[tuple[bytes
         " SELECT hash, body, labels FROM up ORDER BY depth DESC",
         (leaf,),
     )
-    return [(row[0], row[1], row[2]) for row in rows]
+    return [(row[0], row[1], row[2]) for row in found]
 
 
 def write_request(head: str, bodies: Sequence[str], style: str) -> bytes:
@@ -203,10 +201,10 @@ def next_tokens(told: dict[int, list[int]], row: Sequence[Any]) -> Exact | None:
 
 def read_tokens(conn: sqlite3.Connection, call_id: int) -> Exact | None:
     """The tokens of one call. To read those of many, see `next_tokens`."""
-    rows: list[Any] = []
+    calls: list[Any] = []
     at: int | None = call_id
     while at is not None:
-        rows.append(conn.execute(f"SELECT {TOKEN_COLUMNS} FROM calls WHERE id = ?", (at,)).fetchone())
-        at = rows[-1][1]
+        calls.append(conn.execute(f"SELECT {TOKEN_COLUMNS} FROM calls WHERE id = ?", (at,)).fetchone())
+        at = calls[-1][1]
     told: dict[int, list[int]] = {}
-    return [next_tokens(told, row) for row in reversed(rows)][-1]
+    return [next_tokens(told, row) for row in reversed(calls)][-1]

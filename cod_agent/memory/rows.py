@@ -1,4 +1,4 @@
-"""Rows that guard themselves: each row that is no content carries a checksum over its own values.
+"""Rows that guard themselves: each carries a checksum over its own values.
 
 The hashes of the record cover what was said and done. A row holds more than that: times, what belongs to what, attempts that
 failed, and what hashes can no longer be computed from once texts are pruned. `guard`, the CRC-32 over every other value of
@@ -15,8 +15,8 @@ from typing import Any
 
 from cod_agent.memory.hashing import canonical, checksum
 
-GUARDED = ("runs", "contexts", "tasks", "episodes", "calls", "effects", "attempts", "commits")
-"""Tables whose rows have a guard. Heads and messages are their hashes, tombstones are in their commit's digest."""
+GUARDED = ("runs", "contexts", "tasks", "episodes", "messages", "calls", "effects", "attempts", "commits")
+"""Tables whose rows have a guard. Heads are their hashes, tombstones are in their commit's digest."""
 
 
 def guard_of(row: Mapping[str, Any]) -> int:

@@ -213,6 +213,7 @@ ALTER TABLE runs ADD COLUMN guard INTEGER NOT NULL DEFAULT 0;
 ALTER TABLE contexts ADD COLUMN guard INTEGER NOT NULL DEFAULT 0;
 ALTER TABLE tasks ADD COLUMN guard INTEGER NOT NULL DEFAULT 0;
 ALTER TABLE episodes ADD COLUMN guard INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE messages ADD COLUMN guard INTEGER NOT NULL DEFAULT 0;
 ALTER TABLE calls ADD COLUMN guard INTEGER NOT NULL DEFAULT 0;
 ALTER TABLE effects ADD COLUMN guard INTEGER NOT NULL DEFAULT 0;
 ALTER TABLE attempts ADD COLUMN guard INTEGER NOT NULL DEFAULT 0;
@@ -225,6 +226,7 @@ UPDATE tasks SET guard = guard('run_id position name fingerprint body state answ
   run_id, position, name, fingerprint, body, state, answer, reward, feedback, reason);
 UPDATE episodes SET guard = guard('run_id position kind context_id state reason digest started finished',
   run_id, position, kind, context_id, state, reason, digest, started, finished);
+UPDATE messages SET guard = guard('parent_id hash body labels', parent_id, hash, body, labels);
 UPDATE calls SET guard = guard('episode_id request occurrence head_id prompt_id style answer_id envelope envelope_crc finish_reason '
   || ' model weights prompt_base_id prompt_shared prompt_ids sampled_ids logprobs on_policy inexact '
   || ' prompt_tokens sampled_tokens hash started seconds',

@@ -89,21 +89,28 @@ def verify(path: str | Path) -> Report:
         NotADatabase, SchemaTooNew, StoreError: see `cod_agent.errors`. What was found wrong is in the report.
     """
     report = Report(str(path))
-    with look(path) as conn:
-        # Damaged text is a fault of its row, and no reason to stop.
-        conn.text_factory = lambda raw: raw.decode("utf-8", "surrogateescape")
-        if _sound(conn, report):
-            for table in GUARDED:
-                check_guards(conn, report, table)
-            check_heads(conn, report)
-            check_messages(conn, report)
-            check_tombstones(conn, report)
-            check_calls(conn, report)
-            check_effects(conn, report)
-            check_episodes(conn, report)
-            for (run_id,) in conn.execute("SELECT id FROM runs ORDER BY id").fetchall():
-                check_run(conn, report, run_id)
+    try:
+        with look(path) as conn:
+            # Damaged text is a fault of its row, and no reason to stop.
+            conn.text_factory = lambda raw: raw.decode("utf-8", "surrogateescape")
+            if _sound(conn, report):
+                _walk(conn, report)
+    except UnicodeDecodeError:  # SQLite's own words on what is wrong quote damaged bytes
+        report.wrong("SQLite finds the file damaged (the schema is no text)")
     return report
+
+
+def _walk(conn: sqlite3.Connection, report: Report) -> None:
+    for table in GUARDED:
+        check_guards(conn, report, table)
+    check_heads(conn, report)
+    check_messages(conn, report)
+    check_tombstones(conn, report)
+    check_calls(conn, report)
+    check_effects(conn, report)
+    check_episodes(conn, report)
+    for (run_id,) in conn.execute("SELECT id FROM runs ORDER BY id").fetchall():
+        check_run(conn, report, run_id)
 
 
 def _sound(conn: sqlite3.Connection, report: Report) -> bool:

@@ -87,8 +87,11 @@ def _model_of(head: str) -> str:
 
 def _tokens(row: dict[str, Any], told: dict[int, list[int]]) -> tuple[list[int], list[int], bytes] | None:
     """(prompt ids, sampled ids, log-probabilities as stored), or None; `told` are the calls of the episode so far."""
-    if row["prompt_ids"] is None or row["sampled_ids"] is None or row["logprobs"] is None:
+    given = [row[name] is not None for name in ("prompt_ids", "sampled_ids", "logprobs")]
+    if not any(given):
         return None
+    if not all(given):
+        raise ValueError("it has some of its tokens and not all")
     base, shared = row["prompt_base_id"], row["prompt_shared"]
     before = [] if base is None else told[base]
     if shared > len(before):

@@ -142,6 +142,9 @@ def check_tombstones(conn: sqlite3.Connection, report: Faults) -> None:
     for one in each(conn, report, "tombstones", query):
         if one["what"] not in ("pruned", "forgot"):
             report.wrong_row("tombstones", one["id"], "belongs to no commit that pruned or forgot")
+        if one["part"] not in PARTS:
+            report.wrong_row("tombstones", one["id"], f"stands for {one['part']!r}, which is no part")
+            continue
         table, columns, name = PARTS[one["part"]]
         chosen = f"SELECT {name}, {', '.join(columns)} FROM {table} WHERE id = ?"
         row = conn.execute(chosen, (one["row_id"],)).fetchone()
