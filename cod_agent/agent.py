@@ -17,7 +17,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from cod_agent.budget import Budget, Limits
 from cod_agent.context import Prompts
@@ -35,6 +35,9 @@ from cod_agent.secrets import Secrets
 from cod_agent.solvers.base import Solver
 from cod_agent.tasks import Feedback, Outcome, Pack, Task
 from cod_agent.write_gate import OPEN_GATE, WriteGate, gate_of
+
+if TYPE_CHECKING:
+    from cod_agent.forgetting import Forgotten
 
 T = TypeVar("T")
 INFINITE = float("inf")
@@ -282,6 +285,33 @@ class CoDAgent:
             left = await self.memory.read(lambda conn: read.in_state(conn, opened, "open"))
             for known in left or (await self.memory.read(lambda conn: read.due(conn, opened)))[:1]:
                 await self.memory.write(partial(life.abort if left else life.keep, known=known, reason=reason))
+
+    async def forget(
+        self,
+        task: str | int,
+        *,
+        run: str | None = None,
+        reason: str = "",
+        quoting: Sequence[str] = (),
+        vacuum: bool = True,
+    ) -> Forgotten:
+        """Take everything descended from a bad task out of the memory, and learn what remains again (see `cod_agent.forgetting`).
+
+        Args:
+            task: its id, wherever this agent lived it, or a position of one run.
+            run: the run; by default every one that has a task of that id, or "life" for a position.
+            reason: kept in the commits, in words that may stay.
+            quoting: texts that go wherever they stand in the file, whatever they are descended from.
+            vacuum: write the file anew, so that nothing is left in its free room either; other writers wait meanwhile.
+
+        Raises:
+            UnknownName: no such task, run or position.
+            RunLeased: another process lives a run that is reached; nothing was changed.
+            ModelError, StoreError: what stopped the updates that are made again; the same call goes on.
+        """
+        from cod_agent.forgetting import forget
+
+        return await forget(self, task, run, reason, quoting, vacuum)
 
     def review(self, *, run: str = LIFE) -> Review:
         """The decisions about what the write gate holds back in a run, and the way back to an older version."""

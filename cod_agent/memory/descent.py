@@ -10,7 +10,6 @@ lines are those of a version that counts, in whatever order. Nothing here writes
 
 from __future__ import annotations
 
-import json
 import sqlite3
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -40,27 +39,25 @@ def places_of(conn: sqlite3.Connection, task: str, agent: str | None = None, run
     """
     where = "FROM tasks t JOIN runs r ON r.id = t.run_id WHERE r.agent = coalesce(?, r.agent) AND r.name = coalesce(?, r.name)"
     found = conn.execute(f"SELECT t.run_id, t.position {where} AND t.name = ? ORDER BY t.id", (agent, run, task))
-    places = [(run_id, position) for run_id, position in found if not _derived(conn, run_id)]
+    places = [(run_id, position) for run_id, position in found]
     if not places:
         few = conn.execute(f"SELECT DISTINCT t.name {where} LIMIT 200", (agent, run))
         raise UnknownName.among("task", task, [name for (name,) in few][-20:])
     return places
 
 
-def _derived(conn: sqlite3.Connection, run_id: int) -> bool:
-    """Whether a run is one that forgetting made: what it has was lived elsewhere."""
-    settings = conn.execute("SELECT settings FROM runs WHERE id = ?", (run_id,)).fetchone()[0]
-    return json.loads(settings).get("purpose") == "forget"
+def descended(conn: sqlite3.Connection, places: Iterable[Place], versions: Iterable[int] = ()) -> Descent:
+    """Everything descended from the tasks at these places, in one pass over the file's versions and episodes.
 
-
-def descended(conn: sqlite3.Connection, places: Iterable[Place]) -> Descent:
-    """Everything descended from the tasks at these places, in one pass over the file's versions and episodes."""
-    return _Walk(conn, frozenset(places)).walk()
+    Args:
+        versions: rows of contexts that count whatever they come from.
+    """
+    return _Walk(conn, frozenset(places), frozenset(versions)).walk()
 
 
 class _Walk:
-    def __init__(self, conn: sqlite3.Connection, places: frozenset[Place]) -> None:
-        self._conn, self._places = conn, places
+    def __init__(self, conn: sqlite3.Connection, places: frozenset[Place], versions: frozenset[int]) -> None:
+        self._conn, self._places, self._versions = conn, places, versions
         self._contexts: set[int] = set()
         self._lines: set[tuple[str, ...]] = set()
         """Of the versions found so far, each one's in order of the alphabet."""
@@ -80,9 +77,9 @@ class _Walk:
                 found = row_id > began.get(run_id, row_id) or (bool(body) and _sorted(body) in self._lines)
             else:
                 found = parent in self._contexts or (episode is not None and self._touched(episode))
-            if found:
+            if found or row_id in self._versions:
                 self._contexts.add(row_id)
-                self._lines.add(_sorted(body or ""))
+                self._lines |= {lines} if (lines := _sorted(body or "")) else set()
         episodes = frozenset(row_id for row_id in self._episodes if self._touched(row_id))
         return Descent(self._places, frozenset(self._contexts), episodes)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Callable
 from typing import Any
 
 from cod_agent.context import Trajectory, Turn
@@ -82,13 +81,7 @@ def trajectory(conn: sqlite3.Connection, episode_id: int, known: Lived) -> Traje
     """What a solve episode said and saw, from its record. Where a text is gone, a word in brackets says why."""
     first: Observation | None = None
     turns: list[Turn] = []
-    rows = conn.execute(
-        "SELECT id, call_id, kind, name, arguments, result FROM steps WHERE episode_id = ? ORDER BY id", (episode_id,)
-    ).fetchall()
-    for row_id, call_id, kind, name, arguments, result in rows:
-        lost = None if None not in (arguments, result) else _lost(conn, row_id, call_id)
-        arguments = json.dumps(lost) if arguments is None else arguments
-        said = _LOST[kind](lost) if result is None else json.loads(result)
+    for kind, name, arguments, said in steps(conn, episode_id):
         if kind == "tool":
             shown = said.get("value", said.get("error")) if isinstance(said, dict) else said[-1]
             text = shown if isinstance(shown, str) else json.dumps(shown, ensure_ascii=False)
@@ -104,12 +97,19 @@ def trajectory(conn: sqlite3.Connection, episode_id: int, known: Lived) -> Traje
     return Trajectory(first, tuple(turns))
 
 
-_LOST: dict[str, Callable[[Any], Any]] = {
-    "tool": lambda word: {"value": word},
-    "observe": lambda word: [word, "", False, None],
-    "act": lambda word: [word, "", False, None],
-}
-"""A result that is gone, in the form of one that is there."""
+def steps(conn: sqlite3.Connection, episode_id: int) -> list[tuple[str, str, str, Any]]:
+    """(kind, name, arguments as JSON, result) of the steps and tool calls of an episode. Where one is gone, a word says why."""
+    rows = conn.execute(
+        "SELECT id, call_id, kind, name, arguments, result FROM steps WHERE episode_id = ? ORDER BY id", (episode_id,)
+    ).fetchall()
+    found = []
+    for row_id, call_id, kind, name, arguments, result in rows:
+        word = _lost(conn, row_id, call_id) if None in (arguments, result) else ""
+        said = (
+            ({"value": word} if kind == "tool" else [word, "", False, None]) if result is None else json.loads(result)
+        )
+        found.append((kind, name, json.dumps(word) if arguments is None else arguments, said))
+    return found
 
 
 def _lost(conn: sqlite3.Connection, effect: int, call: int | None) -> str:

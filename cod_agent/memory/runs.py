@@ -192,7 +192,8 @@ def lived(conn: sqlite3.Connection, run_id: int, position: int) -> Lived | None:
     if answer is None and state != "open":
         answer = gone.shown(conn, row_id, "task", "answer")
     if judged is None and state not in ("open", "solved"):
-        judged = Feedback(reward=NAN if reward is None else reward, text=gone.shown(conn, row_id, "task", "feedback"))
+        lost = NAN if state == "closed" else None  # closed without a reward: it was given up
+        judged = Feedback(reward=lost if reward is None else reward, text=gone.shown(conn, row_id, "task", "feedback"))
     return Lived(row_id, at, task, state, answer or "", judged, reason, solve_id, context_id, fingerprint)
 
 
@@ -263,6 +264,7 @@ def begin_episode(conn: sqlite3.Connection, run_id: int, position: int, kind: st
     ).fetchone()
     if row is not None:
         return int(row[0]), False
+    lease.hold(conn, run_id)
     made = {"run_id": run_id, "position": position, "kind": kind, "context_id": context_id}
     return rows.insert(conn, "episodes", {**made, "state": "live", "started": time.time()}), True
 
