@@ -27,6 +27,11 @@ UNSEEN = re.compile(
 """Characters that are not seen, or that turn the order of those around them: zero-width, bidi, tags, controls, private use."""
 
 
+def visible(text: str) -> str:
+    """`text` with what is not seen written out (`\\u200b`): for terminals, which control characters would command."""
+    return UNSEEN.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+
+
 @lru_cache(maxsize=4096)
 def _read(piece: str) -> str:
     """What one character, or one entity, reads like; "" if it is not seen."""

@@ -1,15 +1,19 @@
-"""`cod context`: the history of an agent's context. Every version is kept; nothing here writes."""
+"""`cod context`: the history of an agent's context. Every version is kept; nothing here writes (`cod_agent.cli.review` does)."""
 
 from __future__ import annotations
 
 import difflib
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from cod_agent.cli import options
 from cod_agent.cli.output import command_line, console, print_json
+from cod_agent.cli.review import blame, canary, fork, review, rollback
 from cod_agent.errors import UnknownName, UsageError
+from cod_agent.plain import visible
 
 if TYPE_CHECKING:
     from cod_agent.memory.history import Version
@@ -20,14 +24,15 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-Db = Annotated[Path, typer.Argument(metavar="DB", help="A run database.")]
-Agent = Annotated[str | None, typer.Option("--agent", help="Whose; may be left out where the file has one agent.")]
-Run = Annotated[str | None, typer.Option("--run", help="Which of its runs; may be left out where it has one.")]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
+app.command("review")(review)
+app.command("canary")(canary)
+app.command("rollback")(rollback)
+app.command("fork")(fork)
+app.command("blame")(blame)
 
 
 @app.command("log")
-def log(db: Db, agent: Agent = None, run: Run = None, as_json: Json = False) -> None:
+def log(db: options.Db, agent: options.Whose = None, run: options.OfRun = None, as_json: options.Json = False) -> None:
     """List the versions of a run's context, or the runs of a file that has many.
 
     Example: cod context log lake.db --run frozen-lake:small/eval/1/0
@@ -52,15 +57,15 @@ def log(db: Db, agent: Agent = None, run: Run = None, as_json: Json = False) -> 
         table.add_column(name, justify="right" if name in ("reward", "version") else "left", overflow="fold")
     for step in steps:
         reward = "" if step.reward is None else f"{step.reward:g}"
-        update = f"kept: {step.reason}" if step.update == "kept" else step.update
+        update = f"{step.update}: {step.reason}" if step.update in ("kept", "held") else step.update
         table.add_row(
             str(step.position),
             reward,
-            update,
+            Text(visible(update)),
             str(step.version),
             step.hash[:8],
             Text(step.weights.partition("/")[0][:48]),
-            Text(step.body),
+            Text(visible(step.body)),
         )
     typer.echo(f"{chosen.agent}, {chosen.name}")
     console().print(table)
@@ -69,11 +74,11 @@ def log(db: Db, agent: Agent = None, run: Run = None, as_json: Json = False) -> 
 
 @app.command("show")
 def show(
-    db: Db,
-    agent: Agent = None,
-    run: Run = None,
+    db: options.Db,
+    agent: options.Whose = None,
+    run: options.OfRun = None,
     version: Annotated[int | None, typer.Option("--version", help="Which; the newest if left out.")] = None,
-    as_json: Json = False,
+    as_json: options.Json = False,
 ) -> None:
     """Show one version of a context, as it is: good for a pipe.
 
@@ -82,19 +87,19 @@ def show(
     found = _version(db, agent, run, version)
     if as_json:
         return print_json(found.json())
-    return typer.echo(found.body)
+    return typer.echo(visible(found.body) if sys.stdout.isatty() else found.body)
 
 
 @app.command("diff")
 def diff(
-    db: Db,
-    agent: Agent = None,
-    run: Run = None,
+    db: options.Db,
+    agent: options.Whose = None,
+    run: options.OfRun = None,
     version: Annotated[
         list[int] | None,
         typer.Option("--version", help="Give it twice: from, to. Once: from the one before. Left out: the newest two."),
     ] = None,
-    as_json: Json = False,
+    as_json: options.Json = False,
 ) -> None:
     """Show what changed between two versions, as a unified diff.
 
@@ -120,7 +125,7 @@ def diff(
         return typer.echo(f"versions {old.version} and {new.version} are the same")
     styles = {"+": "green", "-": "red", "@": "cyan"}
     for line in lines:
-        console().print(line, style=styles.get(line[:1], ""), markup=False, soft_wrap=True)
+        console().print(visible(line), style=styles.get(line[:1], ""), markup=False, soft_wrap=True)
     return None
 
 

@@ -56,6 +56,15 @@ Timeout = Annotated[float | None, typer.Option("--timeout", help="Seconds one at
 Concurrency = Annotated[int | None, typer.Option("--concurrency", help="Packs lived at once (default: 32).")]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on with what the file holds; needs no other flag.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
+Gate = Annotated[
+    str | None,
+    typer.Option("--gate", metavar="open|quarantine|review", help="What becomes of updates: see docs (default: open)."),
+]
+
+# Of commands that look into a file.
+Db = Annotated[Path, typer.Argument(metavar="DB", help="A run database.")]
+Whose = Annotated[str | None, typer.Option("--agent", help="Whose; may be left out where the file has one agent.")]
+OfRun = Annotated[str | None, typer.Option("--run", help="Which of its runs; may be left out where it has one.")]
 
 FREE = ("packs", "concurrency", "timeout", "stream", "base_url", "against_base_url", "controls")
 """What may be said anew when resuming; everything else is as it was."""
