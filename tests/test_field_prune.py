@@ -21,8 +21,9 @@ from cod_agent import CoDAgent, Memory, Sampling, Task
 from cod_agent.cli import app
 from cod_agent.context import message
 from cod_agent.environments import FrozenLake
-from cod_agent.errors import VerificationFailed
+from cod_agent.errors import UsageError, VerificationFailed
 from cod_agent.memory.content import rebuild_request
+from cod_agent.memory.merge import Merged, merge
 from cod_agent.memory.projection import projection
 from cod_agent.memory.prune import LIVED, NEWEST, UNSETTLED, UNTRAINED, Pruned, prune
 from cod_agent.memory.readonly import look
@@ -266,3 +267,40 @@ async def test_the_command_says_what_it_would_do(lived: Path, exact: Path) -> No
         assert done.exit_code == 1 and "is no age" in done.output
     done = invoke(app, ["prune", str(lived.with_name("none.db")), "--older-than", "1d"])
     assert done.exit_code == 1 and "there is no file" in done.output
+
+
+async def test_a_pruned_run_is_merged_as_it_is(lived: Path, tmp_path: Path) -> None:
+    pruned(lived)
+    memory = Memory.open(tmp_path / "all.db", durable=False)
+    assert merge(memory, lived) == Merged(1, 0, 0)
+    assert merge(memory, lived) == Merged(0, 0, 1)
+    memory.close()
+    there, here = verify(lived), verify(tmp_path / "all.db")
+    assert here.faults == [] and here.counts == there.counts and here.pruned == there.pruned > 0
+
+
+async def test_pruning_elsewhere_prunes_our_copy_but_for_what_others_need(lived: Path, tmp_path: Path) -> None:
+    pruned_copy = Path(shutil.copy(lived, tmp_path / "pruned.db"))
+    pruned(pruned_copy)
+    await live(lived, "other", 2)
+    memory = Memory.open(lived, durable=False)
+    assert merge(memory, pruned_copy) == Merged(0, 1, 0)
+    memory.close()
+    assert verify(lived).faults == []
+    with look(lived) as conn:
+        query = "SELECT c.id FROM calls c JOIN episodes e ON e.id = c.episode_id JOIN runs r ON r.id = e.run_id WHERE r.name = ?"
+        assert all(rebuild_request(conn, call) for (call,) in conn.execute(query, ("other",)).fetchall())
+        texts = "".join(row[0] for row in conn.execute("SELECT body FROM messages WHERE body IS NOT NULL"))
+    assert "counted to 1" in texts and "counted to 2" not in texts and "counted to 3" in texts
+
+
+def test_runs_whose_texts_went_together_are_merged_together(exact: Path, tmp_path: Path) -> None:
+    path = Path(shutil.copy(exact, tmp_path))
+    pruned(path, trained={chain(path, "one")})
+    pruned(path, even_untrained=True)
+    memory = Memory.open(tmp_path / "all.db", durable=False)
+    with pytest.raises(UsageError, match="merge all runs"):
+        merge(memory, path, only={("lake", "one")})
+    assert merge(memory, path) == Merged(2, 0, 0)
+    memory.close()
+    assert verify(tmp_path / "all.db").faults == []

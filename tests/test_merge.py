@@ -149,7 +149,7 @@ def test_a_run_that_another_process_lives_is_not_extended(memory: Memory, tmp_pa
     there = live(tmp_path / "there.db", range(1), tasks=1)
     merge(memory, there)
     live(there, range(1))
-    held = "INSERT INTO leases (run_id, owner, host, pid, expires) SELECT id, 'them', 'there', 1, 1e12 FROM runs"
+    held = "INSERT INTO leases (run_id, owner, host, pid, expires) SELECT id, 'them', 'there', 1, unixepoch() + 50 FROM runs"
     memory.write_sync(lambda conn: conn.execute(held))
     with pytest.raises(RunLeased):
         merge(memory, there)

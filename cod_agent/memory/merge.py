@@ -5,6 +5,9 @@
 Rows get new ids, what names them stays (agent, run, version, position, request, hash), and content that both files have is stored once.
 Nothing is decided: a run that both have must be the same one. Where one file has everything the other has, and more, it went on from
 there and wins; merging twice changes nothing. Two different lives of one name are refused.
+
+What was pruned or forgotten there is gone here, too, with its tombstones: of the run itself all of it, of the messages that runs
+share what no call needs here. Such a file is copied in one transaction, as its runs' tombstones may stand for each other's messages.
 """
 
 from __future__ import annotations
@@ -20,6 +23,8 @@ from cod_agent.memory import lease, rows
 from cod_agent.memory.content import Node, store_child, store_head
 from cod_agent.memory.database import Memory
 from cod_agent.memory.readonly import look
+from cod_agent.memory.references import References
+from cod_agent.memory.tombstones import PARTS
 from cod_agent.memory.verify import verify
 
 Row = dict[str, Any]
@@ -58,10 +63,38 @@ def merge(
         verify(source).require()
     done = {"added": 0, "extended": 0, "known": 0}
     with look(source) as there:
-        for run in _rows(there, "SELECT * FROM runs ORDER BY id"):
-            if only is None or (run["agent"], run["name"]) in only:
-                done[memory.write_sync(_Copy(there, memory, str(source), run))] += 1
+        chosen = _rows(there, "SELECT * FROM runs ORDER BY id")
+        copies = [
+            _Copy(there, memory, str(source), run)
+            for run in chosen
+            if only is None or (run["agent"], run["name"]) in only
+        ]
+        if there.execute("SELECT EXISTS (SELECT 1 FROM tombstones)").fetchone()[0]:
+            came = memory.write_sync(lambda conn: _together(conn, copies))
+        else:
+            came = [memory.write_sync(copy) for copy in copies]
+    for what in came:
+        done[what] += 1
     return Merged(**done)
+
+
+def _together(conn: sqlite3.Connection, copies: list[_Copy]) -> list[str]:
+    """Inside a transaction: all of these, and nothing that was taken out there stays here unneeded. Raises: UsageError."""
+    came = [copy(conn) for copy in copies]
+    references = References(conn)
+    for part in ("message", "head"):
+        table = PARTS[part][0]
+        stones = "SELECT 1 FROM tombstones s WHERE s.part = ? AND s.row_id = m.id"
+        there = f"SELECT m.id FROM {table} m WHERE m.body IS NOT NULL AND EXISTS ({stones})"
+        for (row_id,) in conn.execute(there, (part,)).fetchall():
+            if not references.needed(part, row_id):
+                rows.update(conn, table, row_id, {"body": None})
+        gone = f"SELECT EXISTS (SELECT 1 FROM {table} m WHERE m.body IS NULL AND NOT EXISTS ({stones}))"
+        if conn.execute(gone, (part,)).fetchone()[0]:
+            raise UsageError(
+                "texts of these runs were pruned or forgotten together with others: merge all runs of the file"
+            )
+    return came
 
 
 class _Copy:
@@ -72,6 +105,8 @@ class _Copy:
         self._what = f"run {run['name']!r} of agent {run['agent']!r}"
         self._source, self._path = source, memory.path
         self._nodes: dict[int, int] = {}
+        self._ids: dict[str, dict[int, int]] = {table: {} for table in ("contexts", "tasks", "calls", "effects")}
+        """New ids by old ones."""
 
     def __call__(self, conn: sqlite3.Connection) -> str:
         """Inside a transaction: what happened, as a field of `Merged`."""
@@ -101,7 +136,7 @@ class _Copy:
         new_run = self._put("runs", self._run, "agent, name")
         contexts = self._contexts(run_id, new_run)
         for row in self._of("tasks", "run_id", run_id):
-            self._put("tasks", {**row, "run_id": new_run}, "run_id, position")
+            self._ids["tasks"][row["id"]] = self._put("tasks", {**row, "run_id": new_run}, "run_id, position")
         episodes: dict[int, int] = {}
         for row in self._of("episodes", "run_id", run_id):
             moved = {**row, "run_id": new_run, "context_id": contexts[row["context_id"]]}
@@ -112,10 +147,22 @@ class _Copy:
             rows.update(self._here, "contexts", contexts[row["id"]], {"episode_id": wrote})
         for row in self._of("commits", "run_id", run_id, "seq"):
             self._put("commits", {**row, "run_id": new_run}, "run_id, seq", gives="seq")
+        for row in self._of("tombstones", "run_id", run_id):
+            self._put(
+                "tombstones", {**row, "run_id": new_run, "row_id": self._stands_for(row)}, "part, row_id, run_id, seq"
+            )
+
+    def _stands_for(self, stone: Row) -> int:
+        """The row here that a tombstone there stands for."""
+        if stone["part"] == "message":
+            return int(self._node(stone["row_id"]) or 0)
+        if stone["part"] == "head":
+            return self._head(stone["row_id"])
+        return self._ids[PARTS[stone["part"]][0]][stone["row_id"]]
 
     def _contexts(self, run_id: int, new_run: int) -> dict[int, int]:
         """New ids by old ones. The episodes that wrote them come later: they refer to contexts, too."""
-        ids: dict[int, int] = {}
+        ids = self._ids["contexts"]
         for row in self._of("contexts", "run_id", run_id):
             parent = row["parent_id"]
             above = parent if parent is None else ids.get(parent) or self._forked_from(parent)
@@ -147,10 +194,12 @@ class _Copy:
                 "answer_id": self._node(row["answer_id"]),
                 "prompt_base_id": calls[row["prompt_base_id"]],
             }
-            calls[row["id"]] = self._put("calls", moved, "episode_id, request, occurrence")
+            calls[row["id"]] = self._ids["calls"][row["id"]] = self._put(
+                "calls", moved, "episode_id, request, occurrence"
+            )
         for row in self._of("effects", "episode_id", episode):
             moved = {**row, "episode_id": new, "call_id": calls[row["call_id"]]}
-            self._put("effects", moved, "episode_id, request, occurrence")
+            self._ids["effects"][row["id"]] = self._put("effects", moved, "episode_id, request, occurrence")
         # Nothing names an attempt: those of the file that lived further are all there are.
         self._here.execute("DELETE FROM attempts WHERE episode_id = ?", (new,))
         for row in self._of("attempts", "episode_id", episode):
