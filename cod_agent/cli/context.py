@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from cod_agent.cli import options
+from cod_agent.cli.forget import forget
 from cod_agent.cli.output import command_line, console, print_json
 from cod_agent.cli.review import blame, canary, fork, review, rollback
 from cod_agent.errors import UnknownName, UsageError
@@ -24,6 +25,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
+app.command("forget")(forget)
 app.command("review")(review)
 app.command("canary")(canary)
 app.command("rollback")(rollback)
@@ -65,7 +67,7 @@ def log(db: options.Db, agent: options.Whose = None, run: options.OfRun = None, 
             str(step.version),
             step.hash[:8],
             Text(step.weights.partition("/")[0][:48]),
-            Text(visible(step.body)),
+            Text(visible(step.body) or (f"({step.gone})" if step.gone else "")),
         )
     typer.echo(f"{chosen.agent}, {chosen.name}")
     console().print(table)
@@ -87,6 +89,8 @@ def show(
     found = _version(db, agent, run, version)
     if as_json:
         return print_json(found.json())
+    if found.gone:
+        raise UsageError(f"version {found.version} was {found.gone}: its text is gone, its hash is {found.hash[:8]}")
     return typer.echo(visible(found.body) if sys.stdout.isatty() else found.body)
 
 

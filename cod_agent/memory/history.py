@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from cod_agent.errors import UnknownName
+from cod_agent.memory import gone
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +52,8 @@ class Version:
     """Why no task may be solved with it before somebody decides; "" if it was in force at once."""
     decided: str = ""
     """Of one that was held back: adopted, refused, or "" while nobody decided."""
+    gone: str = ""
+    """Why its text is gone: forgotten or pruned; "" if it is there."""
 
     def json(self) -> dict[str, Any]:
         return asdict(self)
@@ -72,6 +75,8 @@ class Step:
     hash: str
     weights: str
     body: str
+    gone: str = ""
+    """Why that version's text is gone: forgotten or pruned; "" if it is there."""
 
     def json(self) -> dict[str, Any]:
         return asdict(self)
@@ -123,9 +128,8 @@ def steps(conn: sqlite3.Connection, run: RunSummary) -> list[Step]:
         now = wrote or numbered[solved_with]
         what = ("held" if wrote.held else "written") if wrote else "kept" if update == "refused" else "none"
         reason = wrote.held if wrote else reason
-        out.append(
-            Step(position, task, reward, what, reason, now.version, now.hash, wrote.weights if wrote else "", now.body)
-        )
+        weights = wrote.weights if wrote else ""
+        out.append(Step(position, task, reward, what, reason, now.version, now.hash, weights, now.body, now.gone))
     return out
 
 
@@ -136,7 +140,7 @@ def version(conn: sqlite3.Connection, run: RunSummary, number: int | None = None
         UnknownName: it has no such version.
     """
     row = conn.execute(
-        "SELECT c.version, c.body, c.hash, c.weights, e.position, p.version, c.sources, c.held, c.decided FROM contexts c "
+        "SELECT c.id, c.version, c.body, c.hash, c.weights, e.position, p.version, c.sources, c.held, c.decided FROM contexts c "
         "LEFT JOIN episodes e ON e.id = c.episode_id LEFT JOIN contexts p ON p.id = c.parent_id "
         "WHERE c.run_id = ? AND (c.version = ? OR (? IS NULL AND c.held = '')) ORDER BY c.version DESC LIMIT 1",
         (run.id, number, number),
@@ -144,8 +148,9 @@ def version(conn: sqlite3.Connection, run: RunSummary, number: int | None = None
     if row is None:
         known = [found for (found,) in _numbers(conn, run)]
         raise UnknownName(f"run {run.name!r} has no context version {number}: it has {known[0]} to {known[-1]}")
-    number, body, hashed, weights, position, parent, sources, *gate = row
-    return Version(number, body or "", hashed, weights, position, parent, json.loads(sources), *gate)
+    row_id, number, body, hashed, weights, position, parent, sources, held, decided = row
+    lost = gone.word(conn, row_id, "context") if body is None else ""
+    return Version(number, body or "", hashed, weights, position, parent, json.loads(sources), held, decided, lost)
 
 
 def _numbers(conn: sqlite3.Connection, run: RunSummary) -> list[tuple[int]]:
