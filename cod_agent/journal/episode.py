@@ -323,6 +323,7 @@ class Episode:
         seconds = time.time() - started
 
         def store(conn: sqlite3.Connection) -> None:
+            lease.hold(conn, self.run_id)
             said = {"state": "failed", "detail": self.tap.text(detail)[:2000], "started": started, "seconds": seconds}
             rows.insert(conn, "attempts", {**self._keyed(kind, key, occurrence), **said})
 
