@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+import sqlite3
 import subprocess
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,9 +20,9 @@ SELECT r.agent, r.name, (SELECT chain FROM commits c WHERE c.run_id = r.id ORDER
   (SELECT count(*) FROM tasks t WHERE t.run_id = r.id) AS tasks
 FROM runs r ORDER BY r.id
 """
-_CHAIN = (
-    "SELECT count(*) FROM commits c JOIN runs r ON r.id = c.run_id WHERE r.agent = ? AND r.name = ? AND c.chain = ?"
-)
+_COMMITS = "SELECT c.what, c.chain FROM commits c JOIN runs r ON r.id = c.run_id WHERE r.agent = ? AND r.name = ? ORDER BY c.seq"
+_TAKEN = {"forgot": "forgotten", "pruned": "pruned"}
+"""What a run is called that went on with such a commit."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,26 +38,48 @@ class TrainingRun:
     tasks: int
 
     def check(self) -> str:
-        """What became of it since: `same`, `longer` (it went on), `gone` (no such file or run), or `changed`."""
-        if not self.file.is_file():
-            return "gone"
-        try:
-            found = {(run.agent, run.run): run for run in read_runs([self.file])}
-            now = found.get((self.agent, self.run))
-            if now is None:
-                return "gone"
-            if now.chain == self.chain:
-                return "same"
-            with look(self.file) as conn:
-                known = conn.execute(_CHAIN, (self.agent, self.run, self.chain)).fetchone()[0]
-        except CodError:
-            return "changed"
-        return "longer" if known else "changed"
+        """What became of it since: `same`, `longer` (it went on), `pruned` or `forgotten` (texts of it were taken out), `gone` (no such
+        file or run), or `changed`."""
+        return became([self])[0]
 
     def json(self) -> dict[str, Any]:
         """For `--json`."""
         kept = {key: getattr(self, key) for key in ("agent", "run", "chain", "tasks")}
         return {"file": str(self.file), **kept}
+
+
+def became(runs: Sequence[TrainingRun]) -> list[str]:
+    """`TrainingRun.check` of each, each file opened once."""
+    states: dict[TrainingRun, str] = {}
+    for file in dict.fromkeys(run.file for run in runs):
+        of_file = [run for run in runs if run.file == file]
+        if not file.is_file():
+            states |= dict.fromkeys(of_file, "gone")
+            continue
+        try:
+            with look(file) as conn:
+                states |= {run: _became(conn, run) for run in of_file}
+        except CodError:
+            states |= dict.fromkeys(of_file, "changed")
+    return [states[run] for run in runs]
+
+
+def _became(conn: sqlite3.Connection, run: TrainingRun) -> str:
+    commits = conn.execute(_COMMITS, (run.agent, run.run)).fetchall()
+    known = next((at for at, (_, chain) in enumerate(commits) if chain == run.chain), None)
+    if not commits:
+        return "gone"
+    if known is None:
+        return "changed"
+    since = {what for what, _ in commits[known + 1 :]}
+    taken = [word for what, word in _TAKEN.items() if what in since]
+    return taken[0] if taken else "longer" if since else "same"
+
+
+def taken_out(runs: Sequence[TrainingRun]) -> str:
+    """Of how many of these runs texts are gone now, in words; "" if of none. The weights still know what those taught."""
+    counts = Counter(became(runs))
+    return ", ".join(f"{counts[word]} {word}" for word in _TAKEN.values() if counts[word])
 
 
 def read_runs(databases: Sequence[Path]) -> list[TrainingRun]:

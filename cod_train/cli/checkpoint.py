@@ -101,11 +101,13 @@ def show(
 ) -> None:
     """Show one checkpoint: what it is, what it was trained on, and what became of it.
 
-    With --check, it exits with 1 if the weights are not what was registered, or recorded runs were changed.
+    It says how many of the recorded runs were pruned or forgotten since. With --check, it exits with 1 if the weights are not what was
+    registered, or recorded runs were changed.
 
     Example: cod checkpoint show better --check
     """
     from cod_train.checkpoints import Registry
+    from cod_train.lineage import became
 
     with Registry(registry) as opened:
         found = opened.get(name)
@@ -115,7 +117,7 @@ def show(
             opened.verdicts(found.name),
         )
         files = _changed_files(opened, found) if check else []
-    states = [run.check() for run in runs] if check else []
+    states = became(runs) if check else []
     if as_json:
         said = {
             **found.json(),
@@ -136,11 +138,12 @@ def show(
 
 @app.command("lineage")
 def lineage(name: Name, registry: RegistryFile = REGISTRY, as_json: Json = False) -> None:
-    """Show what a checkpoint came from, back to the first, with verdicts and training data.
+    """Show what a checkpoint came from, back to the first, with verdicts and training data, and what of that is gone since.
 
     Example: cod checkpoint lineage better
     """
     from cod_train.checkpoints import Registry
+    from cod_train.lineage import taken_out
 
     with Registry(registry) as opened:
         found = opened.lineage(name)
@@ -150,6 +153,7 @@ def lineage(name: Name, registry: RegistryFile = REGISTRY, as_json: Json = False
         steps = [
             {**one.json(), "runs": len(runs[one.name]), "tasks": sum(run.tasks for run in runs[one.name])}
             | {"verdicts": [said.json() for said in verdicts if said.candidate == one.name]}
+            | {"gone": taken_out(runs[one.name])}
             for one in found
         ]
         return print_json({"lineage": steps})
@@ -160,7 +164,9 @@ def lineage(name: Name, registry: RegistryFile = REGISTRY, as_json: Json = False
     branch: Any = None
     for one in reversed(found):
         said = _verdict(_last(verdicts, one.name))
+        gone = taken_out(runs[one.name])
         line = Text(f"{one.weights}  {one.state}{_counted(runs[one.name])}{f'; {said}' if said else ''}")
+        line.append(f"; gone since: {gone}" if gone else "", style="yellow")
         branch = Tree(line) if branch is None else branch.add(line)
         top = top or branch
     return console().print(top)
@@ -249,6 +255,8 @@ def _changed_files(registry: Registry, found: Checkpoint) -> list[str]:
 
 
 def _tell(found: Checkpoint, runs: Sequence[TrainingRun], states: Sequence[str]) -> None:
+    from cod_train.lineage import taken_out
+
     lines = {
         "weights": found.weights,
         "state": found.state,
@@ -268,6 +276,8 @@ def _tell(found: Checkpoint, runs: Sequence[TrainingRun], states: Sequence[str])
         of_file = [at for at, run in enumerate(runs) if run.file == file]
         now = ", ".join(f"{count} {state}" for state, count in Counter(states[at] for at in of_file if states).items())
         typer.echo(f"          {file}: {len(of_file)} runs{f' ({now})' if now else ''}")
+    if gone := taken_out(runs):
+        typer.echo(f"gone      of its training data since: {gone}; its weights still know what that taught")
 
 
 def _counted(runs: Sequence[TrainingRun]) -> str:

@@ -64,10 +64,23 @@ def promote(
     more = {"margin": margin, "form": form, "max_tokens": max_tokens}
     played = Engine("vllm" if engine == "vllm" else "embedded", python=vllm_python, dtype=dtype)
     with Registry(registry) as opened:
+        _warn(opened, candidate)
         kept = _decided(opened, candidate, out, world, packs, pack_size, played, more)
     _tell(kept, as_json)
     if not kept.promoted:
         raise typer.Exit(REJECTED)
+
+
+def _warn(registry: Registry, candidate: str) -> None:
+    """Say which weights in the candidate's line learnt from what is gone now."""
+    from cod_train.lineage import taken_out
+
+    for one in registry.lineage(candidate):
+        if gone := taken_out(registry.training_runs(one.name)):
+            typer.echo(
+                f"Warning: of what {one.name} was trained on, runs are gone since ({gone}): its weights still know what they taught",
+                err=True,
+            )
 
 
 def _decided(
