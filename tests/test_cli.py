@@ -180,7 +180,7 @@ def test_verify_names_the_first_fault() -> None:
     with sqlite3.connect("lake.db") as conn:
         conn.execute("UPDATE contexts SET body = 'Up: Direction 4' WHERE version = 2")
     said = cod("verify", "lake.db", code=1)
-    assert "context version 2 is not the one written" in said.stderr and said.stdout == ""
+    assert "row 3 of contexts is not the one written" in said.stderr and said.stdout == ""
     assert not json.loads(cod("verify", "lake.db", "--json", code=1).stdout)["ok"]
 
 

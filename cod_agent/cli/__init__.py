@@ -25,6 +25,7 @@ from cod_agent.cli.eval import evaluate as eval_command
 from cod_agent.cli.host import host as host_command
 from cod_agent.cli.prune import prune as prune_command
 from cod_agent.cli.run import run as run_command
+from cod_agent.cli.verify import anchor as anchor_command
 from cod_agent.cli.verify import verify as verify_command
 from cod_agent.errors import CodError, MissingExtra
 
@@ -98,6 +99,7 @@ app.command("run")(run_command)
 app.command("eval")(eval_command)
 app.add_typer(context_app, name="context")
 app.command("verify")(verify_command)
+app.command("anchor")(anchor_command)
 app.command("doctor")(doctor_command)
 app.command("backup")(backup_command)
 app.command("prune")(prune_command)

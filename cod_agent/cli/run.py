@@ -36,9 +36,14 @@ def run(
     base_url: options.BaseUrl = None,
     api_key: options.ApiKey = None,
     exact: options.Exact = None,
+    gate: options.Gate = None,
     stream: options.Stream = None,
     timeout: options.Timeout = None,
     concurrency: options.Concurrency = None,
+    anchor: Annotated[
+        Path | None,
+        typer.Option("--anchor", help="Note each task's commit in this file, kept elsewhere: see cod anchor."),
+    ] = None,
     as_json: options.Json = False,
 ) -> None:
     """Live through packs of a world.
@@ -51,7 +56,7 @@ def run(
     plan = options.resumed(db, flags, only) if resume else options.plan_of(flags, {"packs": 8})
     with resumable(command_line("cod", "run", "--resume", "--db", db), db):
         told = _Told(plan, quiet=as_json)
-        found = asyncio.run(_live(plan, db, told, api_key, only))
+        found = asyncio.run(_live(plan, db, told, api_key, only, anchor))
     if as_json:
         print_json({**found.json(), "db": str(db), "agent": plan.agent, "tasks": told.tasks})
     else:
@@ -89,15 +94,20 @@ class _Told:
 
 def _line(outcome: Outcome) -> str:
     reward = "none" if outcome.reward is None else f"{outcome.reward:g}"
-    said = {"written": f"context version {outcome.version}", "kept": f"context kept ({outcome.reason})"}.get(
-        outcome.update, ""
-    )
+    said = {
+        "written": f"context version {outcome.version}",
+        "held": f"context held back ({outcome.reason})",
+        "kept": f"context kept ({outcome.reason})",
+    }.get(outcome.update, "")
     return f"{outcome.run} task {outcome.position}: reward {reward}" + (f", {said}" if said else "")
 
 
-async def _live(plan: Plan, db: Path, told: _Told, api_key: str | None, only: str | None) -> Evaluation:
+async def _live(
+    plan: Plan, db: Path, told: _Told, api_key: str | None, only: str | None, anchor: Path | None
+) -> Evaluation:
     from cod_agent.evaluation import Watch, lanes_of, live_all, refuse_mixture, release, set_up, summarise
     from cod_agent.memory import Memory
+    from cod_agent.memory.anchor import Anchor
 
     plan, world, model = set_up(plan, api_key=api_key)
     try:
@@ -107,8 +117,15 @@ async def _live(plan: Plan, db: Path, told: _Told, api_key: str | None, only: st
             told.before = finished(memory, plan.agent)
             lanes = lanes_of(plan, world, model)
             chosen = None if only is None else lambda lane, life: lane.run(life) == only
+            kept = Anchor(anchor) if anchor else None
+
+            def outcome(lane: Lane, pack: int, outcome: Outcome) -> None:
+                if kept is not None:
+                    memory.read_sync(lambda conn: kept.note(conn, (plan.agent, outcome.run)))
+                told.outcome(lane, pack, outcome)
+
             with told.progress:
-                seconds = await live_all(lanes, memory, Watch(outcome=told.outcome), chosen=chosen)
+                seconds = await live_all(lanes, memory, Watch(outcome=outcome), chosen=chosen)
             return summarise(lanes, seconds, rows=None if only is None else sorted(told.packs))
         finally:
             memory.close()
@@ -132,11 +149,14 @@ def _summary(found: Evaluation, told: _Told, plan: Plan, db: Path) -> None:
     for table in by_position(found, console().width):
         console().print(table)
     kept = f", {found.kept} refused" if found.kept else ""
+    kept += f", {found.held} held back" if found.held else ""
     typer.echo(
         f"{found.amount} lived in {found.seconds:.1f} s: "
         f"mean reward {found.main.overall}, {found.calls} calls, {found.written} contexts written{kept}."
     )
     typer.echo(f"All of it is in {db}. Look at the contexts: {command_line('cod', 'context', 'log', db)}")
+    if found.held:
+        typer.echo(f"Decide about what is held back: {command_line('cod', 'context', 'review', db)}")
     if left := _unfinished(db):
         go_on = command_line("cod", "run", "--resume", "--run", left[0], "--db", db)
         typer.echo(f"{len(left)} other runs in it stand unfinished; to go on with the first: {go_on}")

@@ -1,4 +1,4 @@
-"""`cod verify`: does the file still say what was recorded?"""
+"""`cod verify`: does the file still say what was recorded? `cod anchor`: what tells it, from outside, how far the file had come."""
 
 from __future__ import annotations
 
@@ -7,22 +7,26 @@ from typing import Annotated
 
 import typer
 
+from cod_agent.cli.options import Db, Json
 from cod_agent.cli.output import print_json
 
 
 def verify(
-    db: Annotated[Path, typer.Argument(metavar="DB", help="A run database.")],
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
+    db: Db,
+    anchor: Annotated[
+        Path | None, typer.Option("--anchor", metavar="FILE", help="Also compare with what `cod anchor` noted there.")
+    ] = None,
+    as_json: Json = False,
 ) -> None:
-    """Rebuild every request from its parts and check every hash and chain of a run database.
+    """Rebuild every request from its parts and check every row, hash and chain of a run database.
 
     Exit code 0: all agrees; 1: something does not, and what it is comes first. Nothing is written.
 
-    Example: cod verify lake.db
+    Example: cod verify lake.db --anchor /mnt/elsewhere/lake.anchor
     """
     from cod_agent.memory.verify import verify as check
 
-    report = check(db)
+    report = check(db, anchor)
     if as_json:
         print_json(report.json())
         if not report.ok:
@@ -33,3 +37,28 @@ def verify(
     typer.echo(f"{db} agrees with itself: {counts}; {report.requests} requests rebuilt.")
     if report.pruned:
         typer.echo(f"{report.pruned} parts were pruned: their hashes stand for them.")
+    if anchor is not None:
+        typer.echo(f"It holds all that {anchor} knows: {report.anchored} links.")
+
+
+def anchor(
+    db: Db,
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="Where to note it: on another disk or machine.")],
+    as_json: Json = False,
+) -> None:
+    """Note how far each run of a file has come, in a text file elsewhere, which `cod verify --anchor` compares it with.
+
+    Nothing inside a file can tell that its newest commits were cut off, or that all of it was exchanged. Call it from time to time, or
+    let `cod run --anchor FILE` do it after each task. Runs that did not move since are left out.
+
+    Example: cod anchor lake.db /mnt/elsewhere/lake.anchor
+    """
+    from cod_agent.memory.anchor import Anchor
+    from cod_agent.memory.readonly import look
+
+    with look(db) as conn:
+        noted = Anchor(file).note(conn)
+    if as_json:
+        return print_json({"db": str(db), "anchor": str(file), "runs": noted})
+    typer.echo(f"{noted} runs noted in {file}." if noted else f"{file} knows all of it already.")
+    return None

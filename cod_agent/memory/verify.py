@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from cod_agent.errors import VerificationFailed
+from cod_agent.memory.anchor import Anchor
 from cod_agent.memory.readonly import look
 from cod_agent.memory.rows import GUARDED
 from cod_agent.memory.verify_calls import check_calls, check_effects, check_episodes
@@ -81,11 +82,14 @@ class Report:
         return {**said, "pruned": self.pruned, "anchored": self.anchored, "faults": self.faults}
 
 
-def verify(path: str | Path) -> Report:
+def verify(path: str | Path, anchor: str | Path | None = None) -> Report:
     """Check a run database, whether or not somebody lives in it; nothing is written.
 
+    Args:
+        anchor: a file of anchors that were noted as it was lived; None: what was cut off as a whole is not missed.
+
     Raises:
-        UsageError: there is no such file.
+        UsageError: there is no such file, or no such anchor.
         NotADatabase, SchemaTooNew, StoreError: see `cod_agent.errors`. What was found wrong is in the report.
     """
     report = Report(str(path))
@@ -95,6 +99,8 @@ def verify(path: str | Path) -> Report:
             conn.text_factory = lambda raw: raw.decode("utf-8", "surrogateescape")
             if _sound(conn, report):
                 _walk(conn, report)
+                if anchor is not None:
+                    report.anchored = Anchor(anchor).check(conn, report)
     except UnicodeDecodeError:  # SQLite's own words on what is wrong quote damaged bytes
         report.wrong("SQLite finds the file damaged (the schema is no text)")
     return report
