@@ -19,6 +19,7 @@ from typing import Any
 
 from cod_agent.errors import UnknownName, UsageError, VerificationFailed
 from cod_agent.memory.content import TOKEN_COLUMNS, next_tokens
+from cod_agent.memory.gone import word
 from cod_agent.memory.readonly import look
 from cod_train.sequences import Call, Kind, Segment, Sequence, sequences
 
@@ -36,6 +37,7 @@ PURPOSES = {
 }
 """Why a run cannot train, by what its settings give as its purpose."""
 PRUNED = "the tokens were pruned"
+FORGOTTEN = "the episode was forgotten"
 EMPTY = "the answer has no tokens"
 OFF_POLICY = "the log-probabilities are not those of the distribution that was sampled"
 MISSPELT = "the tokens do not spell the recorded answer: they are of another tokenizer"
@@ -178,6 +180,10 @@ _PARENTS = (
     "SELECT c.version, p.version FROM contexts c LEFT JOIN contexts p ON p.id = c.parent_id AND p.run_id = c.run_id"
     " WHERE c.run_id = ?"
 )
+_FORGOTTEN = (
+    "SELECT t.position FROM tasks t JOIN tombstones s ON s.part IN ('task', 'answer') AND s.row_id = t.id"
+    " JOIN commits k ON k.run_id = s.run_id AND k.seq = s.seq AND k.what = 'forgot' WHERE t.run_id = ?"
+)
 _WRITTEN = "SELECT e.position, c.version, c.held <> '' FROM contexts c JOIN episodes e ON e.id = c.episode_id WHERE c.run_id = ?"
 
 
@@ -203,6 +209,8 @@ class _Reader:
         self.settings: dict[str, Any] = json.loads(settings)
         known = dict(self._all("SELECT position, reward FROM tasks WHERE run_id = ?"))
         self.size = self.length or max(known, default=-1) + 1
+        self.forgotten = {position for (position,) in self._all(_FORGOTTEN)}
+        known |= dict.fromkeys(self.forgotten)  # those rewards were earned with a context that is no more
         self.rewards = tuple(nan if known.get(k) is None else float(known[k]) for k in range(self.size))
         self.last = max((k for k in range(self.size) if not isnan(self.rewards[k])), default=-1)
         """The last position whose reward is known."""
@@ -332,6 +340,8 @@ class _Reader:
         """Why an episode cannot train, whatever its calls are, or ""."""
         if purpose := self.settings.get("purpose"):
             return PURPOSES.get(purpose, f"the run was lived for another purpose ({purpose})")
+        if episode.kind == "solve" and episode.position in self.forgotten:
+            return FORGOTTEN
         if episode.state == "live":
             return UNFINISHED
         if episode.state == "aborted":
@@ -350,7 +360,7 @@ class _Reader:
             return None, f"the tokens are not exact: {inexact}"
         exact = next_tokens(told, tokens)
         if exact is None:
-            return None, PRUNED
+            return None, FORGOTTEN if word(self._conn, row[0], "call") == "forgotten" else PRUNED
         if not on_policy:
             return None, OFF_POLICY
         prompt, sampled, logprobs = exact

@@ -53,11 +53,11 @@ class Transcript:
 # ---- out of the database ----
 
 _EPISODES = """
-SELECT e.id, e.kind, e.state, CASE e.kind WHEN 'solve' THEN t.reward ELSE (
+SELECT e.id, e.kind, e.state, json_extract(r.settings, '$.purpose'), CASE e.kind WHEN 'solve' THEN t.reward ELSE (
     SELECT avg(n.reward) FROM contexts c JOIN episodes s ON s.context_id = c.id AND s.kind = 'solve'
     JOIN tasks n ON n.run_id = s.run_id AND n.position = s.position
     WHERE c.run_id = e.run_id AND c.episode_id = e.id) END
-FROM episodes e JOIN tasks t ON t.run_id = e.run_id AND t.position = e.position ORDER BY e.id
+FROM episodes e JOIN runs r ON r.id = e.run_id JOIN tasks t ON t.run_id = e.run_id AND t.position = e.position ORDER BY e.id
 """
 _CALLS = """
 SELECT h.body, c.style, c.prompt_id, c.answer_id, c.finish_reason, c.inexact
@@ -87,10 +87,12 @@ def read_transcripts(
     left_out: Counter[str] = Counter()
     for path in databases:
         with look(path) as conn:
-            for episode, kind, state, reward in conn.execute(_EPISODES).fetchall():
+            for episode, kind, state, purpose, reward in conn.execute(_EPISODES).fetchall():
                 if kind not in kinds:
                     continue
-                if state != "done":
+                if purpose:
+                    left_out[f"{kind} episodes of runs lived for another purpose ({purpose})"] += 1
+                elif state != "done":
                     left_out[f"{kind} episodes that are {state}"] += 1
                 elif min_reward is not None and (reward is None or reward < min_reward):
                     left_out[f"{kind} episodes below the reward asked for"] += 1
