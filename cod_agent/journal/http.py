@@ -17,7 +17,7 @@ import re
 import time
 import urllib.parse
 import urllib.request
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from functools import cache
 from types import ModuleType
@@ -42,6 +42,8 @@ class Prepared:
     on_delta: OnDelta | None = None
     answer: Answer | None = None
     """Set by the transport once the answer may be seen."""
+    check: Callable[[Answer], None] | None = None
+    """Raises `ModelGarbled` for an answer to another request."""
 
 
 @cache
@@ -234,6 +236,8 @@ class _Call:
         """The answer is complete: store it, then let it be seen. Whether it may be seen as it came, unredacted."""
         try:
             answer = read_answer(kind, raw, most=request.params.get("n") or 1)
+            if self.prepared is not None and self.prepared.check is not None:
+                self.prepared.check(answer)
         except ModelGarbled as error:
             await self._failed(request, str(error))
             raise
@@ -267,9 +271,12 @@ def _held_back(module: ModuleType) -> Any:
 
         def __init__(self, call: _Call, response: Any, request: Request, kind: str) -> None:
             self.call, self.response, self.request, self.kind = call, response, request, kind
-            self.settled = False
+            self.begun = self.settled = False
 
         async def __aiter__(self) -> AsyncIterator[bytes]:
+            if self.begun:  # the SDK reads on after [DONE], from the beginning as it were
+                return
+            self.begun = True
             said, held, told, ends = bytearray(), b"", 0, False
             on_delta = self.call.prepared.on_delta if self.call.prepared else None
             redact = self.call.episode and self.call.episode.redact
@@ -308,7 +315,7 @@ def _held_back(module: ModuleType) -> Any:
     return HeldBack
 
 
-_END = re.compile(rb'"finish_reason": ?"')
+_END = re.compile(rb'"finish_reason": ?"|data: ?\[DONE\]')
 
 
 def _happened(error: BaseException) -> str:
