@@ -20,7 +20,8 @@ from cod_agent.errors import VerificationFailed
 from cod_agent.memory import rows
 from cod_agent.memory.hashing import compact, node_hash
 
-_CACHE_LIMIT = 200_000
+_CACHE_LIMIT = 20_000
+"""Row ids that are kept, about 4 MB; then it begins anew, at the price of a look into the index for each message."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,9 +25,11 @@ def position(conn: sqlite3.Connection, run: Run, at: int) -> Lived:
 
 
 def in_state(conn: sqlite3.Connection, run: Run, state: str) -> list[Lived]:
-    """The positions of a run that stand in a state, in order."""
+    """The positions of a run that stand in a state with something to do ("open", "judged"), in order."""
     rows = conn.execute(
-        "SELECT position FROM tasks WHERE run_id = ? AND state = ? ORDER BY position", (run.id, state)
+        # Said twice, for the index over the few tasks that something is to be done with: a long run has thousands of others.
+        "SELECT position FROM tasks WHERE run_id = ? AND state = ? AND state IN ('open', 'judged') ORDER BY position",
+        (run.id, state),
     ).fetchall()
     return [position(conn, run, row[0]) for row in rows]
 
@@ -36,7 +38,7 @@ def due(conn: sqlite3.Connection, run: Run) -> list[Lived]:
     """The positions whose update is due; one that was begun before comes first, because it has its starting version already."""
     rows = conn.execute(
         "SELECT t.position FROM tasks t LEFT JOIN episodes e ON e.run_id = t.run_id AND e.position = t.position AND e.kind = 'update'"
-        " WHERE t.run_id = ? AND t.state = 'judged' ORDER BY e.id IS NULL, t.position",
+        " WHERE t.run_id = ? AND t.state = 'judged' AND t.state IN ('open', 'judged') ORDER BY e.id IS NULL, t.position",
         (run.id,),
     ).fetchall()
     return [position(conn, run, row[0]) for row in rows]
@@ -44,11 +46,9 @@ def due(conn: sqlite3.Connection, run: Run) -> list[Lived]:
 
 def newest_body(conn: sqlite3.Connection, agent: str, run: str | None) -> str:
     """The newest version in force of a run, or of all of an agent's runs."""
-    row = conn.execute(
-        "SELECT c.body FROM contexts c JOIN runs r ON r.id = c.run_id WHERE r.agent = ? AND r.name = coalesce(?, r.name)"
-        " AND c.held = '' ORDER BY c.id DESC LIMIT 1",
-        (agent, run),
-    ).fetchone()
+    of = "SELECT c.body FROM contexts c JOIN runs r ON r.id = c.run_id WHERE c.held = '' AND r.agent = ?1"
+    newest = "ORDER BY c.id DESC LIMIT 1" if run is None else "AND r.name = ?2 ORDER BY c.version DESC LIMIT 1"
+    row = conn.execute(f"{of} {newest}", (agent, run) if run is not None else (agent,)).fetchone()
     return (row[0] or "") if row else ""
 
 
@@ -121,8 +121,8 @@ def outcome(conn: sqlite3.Connection, run: Run, at: int) -> Outcome:
     """What came of a position so far."""
     known = position(conn, run, at)
     written = conn.execute(
-        # By the run: contexts have no index by episode.
-        "SELECT c.version, c.body, c.held FROM contexts c JOIN episodes e ON e.id = c.episode_id WHERE c.run_id = ? AND e.position = ?",
+        "SELECT c.version, c.body, c.held FROM episodes e JOIN contexts c ON c.episode_id = e.id"
+        " WHERE e.run_id = ? AND e.position = ? AND e.kind = 'update'",
         (run.id, at),
     ).fetchone()
     refused = conn.execute(
