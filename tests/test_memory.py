@@ -18,6 +18,7 @@ import pytest
 from cod_agent.errors import NotADatabase, SchemaTooNew, StoreBusy, StoreError, StoreFull
 from cod_agent.memory import Memory, database, schema
 from cod_agent.memory.database import wal_fault
+from cod_agent.memory.verify import verify
 
 TABLES = {
     "runs",
@@ -132,12 +133,21 @@ def test_a_file_whose_making_was_interrupted_is_made(tmp_path: Path, monkeypatch
         with pytest.raises(StoreError):
             Memory.open(tmp_path / "a.db")
     with sqlite3.connect(tmp_path / "a.db") as conn:
-        assert conn.execute("SELECT count(*) FROM sqlite_master").fetchone()[0], (
-            "nothing was left behind: this test tests nothing"
-        )
+        assert conn.execute("SELECT count(*) FROM sqlite_master").fetchone() == (0,), "made as a whole or not at all"
     memory = Memory.open(tmp_path / "a.db")
     memory.write_sync(add("x"))
     memory.close()
+
+
+def test_a_file_an_earlier_version_was_killed_over_is_made(tmp_path: Path) -> None:
+    with sqlite3.connect(
+        tmp_path / "a.db"
+    ) as conn:  # that made the record of migrations by itself, and its index after it
+        conn.execute(
+            "CREATE TABLE _sqlite_migrations (id INTEGER PRIMARY KEY, migration_set TEXT, name TEXT, applied_at TEXT)"
+        )
+    Memory.open(tmp_path / "a.db").close()
+    assert verify(tmp_path / "a.db").ok
 
 
 # ---- opening ----

@@ -277,7 +277,7 @@ def migrate(
     application: int = APPLICATION_ID,
     migrations: Sequence[str] | None = None,
 ) -> None:
-    """Bring a file to its current schema, by sqlite-utils' migrations: each in a transaction, each once, each on record.
+    """Bring a file to its current schema, by sqlite-utils' migrations: in one transaction, each once, each on record.
 
     Args:
         name: under which sqlite-utils keeps what was applied.
@@ -298,4 +298,6 @@ def migrate(
 
         step.__name__ = f"v{number}"
         steps()(step)
-    steps.apply(Database(conn))
+    database = Database(conn)
+    with database.atomic():  # all or nothing, with the table and the index sqlite-utils keeps its record in
+        steps.apply(database)
