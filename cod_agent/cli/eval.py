@@ -70,6 +70,7 @@ def evaluate(
     base_url: options.BaseUrl = None,
     api_key: options.ApiKey = None,
     exact: options.Exact = None,
+    gate: options.Gate = None,
     stream: options.Stream = None,
     timeout: options.Timeout = None,
     concurrency: options.Concurrency = None,

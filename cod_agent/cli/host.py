@@ -36,9 +36,12 @@ def host(
     base_url: options.BaseUrl = None,
     exact: options.Exact = None,
     timeout: options.Timeout = None,
+    budget: options.Limits = None,
+    run_budget: options.RunLimits = None,
     updates: Annotated[
         bool | None, typer.Option("--updates/--no-updates", help="Rewrite the context after each judged task.")
     ] = None,
+    gate: options.Gate = None,
     max_context: Annotated[int | None, typer.Option("--max-context", help="Longest context, in characters.")] = None,
     address: Annotated[
         str | None, typer.Option("--host", help="Where to listen (default: 127.0.0.1); elsewhere a token is needed.")

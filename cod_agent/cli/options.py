@@ -54,11 +54,22 @@ Exact = Annotated[bool | None, typer.Option("--exact", help="Ask the endpoint fo
 Stream = Annotated[bool | None, typer.Option("--stream", help="Read answers as they come.")]
 Timeout = Annotated[float | None, typer.Option("--timeout", help="Seconds one attempt of a call may take.")]
 Concurrency = Annotated[int | None, typer.Option("--concurrency", help="Packs lived at once (default: 32).")]
+_LIMITS = "calls=20,tokens=50000,seconds=600,money=0.5,prices=3/15"
+Limits = Annotated[
+    str | None, typer.Option("--budget", metavar="LIMITS", help=f"What each episode may spend: some of {_LIMITS}.")
+]
+RunLimits = Annotated[
+    str | None, typer.Option("--run-budget", metavar="LIMITS", help="What each run may spend in all, likewise.")
+]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on with what the file holds; needs no other flag.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
 Gate = Annotated[
     str | None,
-    typer.Option("--gate", metavar="open|quarantine|review", help="What becomes of updates: see docs (default: open)."),
+    typer.Option(
+        "--gate",
+        metavar="open|quarantine|review",
+        help="Which updates wait for a decision (default: open).",
+    ),
 ]
 
 # Of commands that look into a file.
@@ -66,7 +77,7 @@ Db = Annotated[Path, typer.Argument(metavar="DB", help="A run database.")]
 Whose = Annotated[str | None, typer.Option("--agent", help="Whose; may be left out where the file has one agent.")]
 OfRun = Annotated[str | None, typer.Option("--run", help="Which of its runs; may be left out where it has one.")]
 
-FREE = ("packs", "concurrency", "timeout", "stream", "base_url", "against_base_url", "controls")
+FREE = ("packs", "concurrency", "run_budget", "timeout", "stream", "base_url", "against_base_url", "controls")
 """What may be said anew when resuming; everything else is as it was."""
 
 

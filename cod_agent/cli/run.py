@@ -40,6 +40,8 @@ def run(
     stream: options.Stream = None,
     timeout: options.Timeout = None,
     concurrency: options.Concurrency = None,
+    budget: options.Limits = None,
+    run_budget: options.RunLimits = None,
     anchor: Annotated[
         Path | None,
         typer.Option("--anchor", help="Note each task's commit in this file, kept elsewhere: see cod anchor."),

@@ -61,6 +61,7 @@ class Lane:
     settings: dict[str, Any] = field(default_factory=dict)
     """Kept with each of its runs."""
     written: int = 0
+    held: int = 0
     kept: int = 0
     calls: int = 0
     _taken: Rewards = field(init=False, repr=False)
@@ -122,5 +123,6 @@ class Lane:
             at = (life.row, life.number, position)
             self._taken[at] = np.fmax(self._taken[at], outcome.reward)
         self.written += outcome.update == "written"
+        self.held += outcome.update == "held"
         self.kept += outcome.update == "kept"
         self.calls += outcome.calls

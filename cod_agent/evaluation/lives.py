@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from cod_agent.agent import CoDAgent
+from cod_agent.budget import Budget
 from cod_agent.evaluation.attempts import best_of
 from cod_agent.evaluation.given import LONGEST_HISTORY, Giver
 from cod_agent.evaluation.lanes import Lane, Life
@@ -84,6 +85,9 @@ async def _live(lane: Lane, life: Life, memory: Memory, watch: Watch, shown: boo
         environment=pack.environment,
         updates=lane.way.updates,
         given=_giver(lane, life, run, memory),
+        budget=Budget.parse(lane.plan.budget) if lane.plan.budget else None,
+        run_budget=Budget.parse(lane.plan.run_budget) if lane.plan.run_budget else None,
+        gate=lane.plan.gate,
         settings=lane.settings,
     )
 

@@ -18,11 +18,24 @@ from cod_agent.memory import Memory
 from cod_agent.models import resolve
 from cod_agent.models.base import Model, Sampling
 from cod_agent.secrets import without_login
+from cod_agent.write_gate import POLICIES
 
 PLAN = "plan"
 """The key of a run's settings under which its plan stands."""
 
-_SAME = ("agent", "world", "split", "packing", "model", "pack_size", "form", "temperature", "max_tokens", "exact")
+_SAME = (
+    "agent",
+    "world",
+    "split",
+    "packing",
+    "model",
+    "pack_size",
+    "form",
+    "temperature",
+    "max_tokens",
+    "exact",
+    "gate",
+)
 """What may not differ between two plans that share a run."""
 
 STUDY = "study"
@@ -33,7 +46,7 @@ _PART = ("world", "pack_size", "agent")
 
 _LISTS = ("controls", "more_seeds")
 
-_MEANT = {"split": "eval", "packing": "cod"}
+_MEANT = {"split": "eval", "packing": "cod", "gate": "open"}
 """What a plan means that an older version kept without these fields."""
 
 
@@ -58,6 +71,8 @@ class Plan:
     max_tokens: int | None = None
     base_url: str | None = None
     exact: bool = False
+    gate: str = "open"
+    """What becomes of updates: see `cod_agent.write_gate`."""
     stream: bool = False
     timeout: float | None = None
     concurrency: int = 32
@@ -86,7 +101,7 @@ class Plan:
 
         Raises:
             UsageError: it asks for nothing, or for less than nothing.
-            UnknownName: no such split or packing.
+            UnknownName: no such split, packing or policy of the write gate.
         """
         for name in ("packs", "pack_size", "concurrency", "repeats"):
             if getattr(self, name) < 1:
@@ -99,6 +114,8 @@ class Plan:
             raise UsageError(f"--temperature cannot be negative, and is {self.temperature:g}")
         if self.split not in SPLITS:
             raise UnknownName.among("split", str(self.split), list(SPLITS))
+        if self.gate not in POLICIES:
+            raise UnknownName.among("policy of the write gate", str(self.gate), list(POLICIES))
         if self.packing not in PACKINGS:
             raise UnknownName.among("packing", str(self.packing), list(PACKINGS))
         if len(set(self.seeds)) < len(self.seeds):

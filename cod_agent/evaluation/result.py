@@ -146,6 +146,8 @@ class Evaluation:
     packing: Packing = "cod"
     repeats: int = 1
     """Runs of each pack in each arm."""
+    held: int = 0
+    """Updates of the main arm whose version the write gate held back."""
     floor: Curve | None = None
     """Of the world's memoryless player; None where the world has no players."""
     ceiling: Curve | None = None
@@ -206,7 +208,7 @@ class Evaluation:
             "measures": {arm.name: [one.json() for one in arm.measures] for arm in self.arms if arm.measures},
             "repeats": self.repeats,
             "seeds": self._by_seed(),
-            "updates": {"written": self.written, "kept": self.kept},
+            "updates": {"written": self.written, "held": self.held, "kept": self.kept},
             "lost": self.main.lost,
             "calls": self.calls,
             "seconds": round(self.seconds, 1),

@@ -143,6 +143,7 @@ def summarise(
         benefit=difference(arms[0].rewards, bare.rewards) if bare else None,
         written=main.written,
         kept=main.kept,
+        held=main.held,
         calls=sum(lane.calls for lane in lanes),
         seconds=seconds,
         split=plan.split,

@@ -283,6 +283,7 @@ _FLAGS = (
     "form",
     "temperature",
     "max_tokens",
+    "gate",
     "base_url",
     "against",
     "against_base_url",

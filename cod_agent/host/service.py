@@ -16,6 +16,7 @@ from functools import partial
 from typing import Any, TypeVar
 
 from cod_agent.agent import CoDAgent
+from cod_agent.budget import Budget
 from cod_agent.environments import make_world
 from cod_agent.errors import CodError, ModelError, ModelGarbled, ModelRefused, UsageError
 from cod_agent.events import TaskEnded
@@ -42,6 +43,9 @@ class Service:
 
     def __init__(self, settings: Settings) -> None:
         self.settings, self.hub, self.draining = settings, Hub(), False
+        self._budget, self._run_budget = (
+            Budget.parse(limits) if limits else None for limits in (settings.budget, settings.run_budget)
+        )
         self.trouble = ""
         """The kind of error the model last had instead of an answer."""
         self._agents: OrderedDict[str, CoDAgent] = OrderedDict()
@@ -323,6 +327,9 @@ class Service:
             environment=self.world,
             max_context=self.settings.max_context,
             updates=self.settings.updates,
+            budget=self._budget,
+            run_budget=self._run_budget,
+            gate=self.settings.gate,
             redact=self._tap.redact,
             settings={inbox.MARK: _kept(self.settings)},
         )
