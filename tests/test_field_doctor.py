@@ -211,6 +211,18 @@ def test_a_reader_keeps_no_writer_waiting_and_is_named_and_the_wal_shrinks_when_
     assert not (tmp_path / "life.db-wal").exists()
 
 
+@pytest.mark.skipif(not Path("/proc/locks").exists(), reason="Linux tells who has a lock")
+def test_who_keeps_the_turn_of_writing_is_named(lived: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(health, "_LONG_TURN", 0.1)
+    monkeypatch.setattr(health, "wal_fault", lambda: True)
+    assert found(lived, "turn") == []
+    with (lived.with_name("life.db.lock")).open("a") as lock:
+        fcntl = pytest.importorskip("fcntl")
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        (finding,) = found(lived, "turn")
+    assert f"process {os.getpid()} " in finding.said and "kill -CONT" in finding.do
+
+
 def test_a_reader_checkpoints_nothing_even_where_a_writer_died(tmp_path: Path) -> None:
     """So readers need no turn: the WAL-reset fault is between connections that write or checkpoint."""
     path = tmp_path / "life.db"

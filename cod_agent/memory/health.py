@@ -27,6 +27,8 @@ MB = 1_000_000
 LARGE_WAL = 64 * MB
 """SQLite keeps a WAL of about 4 MB; one so large is held open by a reader, or was."""
 _LEAST_FREE = 16 * MB
+_LONG_TURN = 2.0
+"""Seconds; a transaction takes a few milliseconds."""
 _AHEAD = 60.0
 """Seconds by which clocks of machines may differ."""
 
@@ -65,7 +67,7 @@ def examine(path: str | Path, *, full: bool = False) -> list[Finding]:
             found.append(Finding("file", "problem", str(said)))
             if isinstance(said, NotADatabase):  # what it is, nobody knows
                 return [*found, _file_system(file)]
-    return [*found, _file_system(file), _space(file), *_permissions(file), _wal(file)]
+    return [*found, _file_system(file), _space(file), *_permissions(file), _wal(file), *_turn(file)]
 
 
 def sqlite() -> Finding:
@@ -206,6 +208,12 @@ def _wal(file: Path) -> Finding:
         else "it shrinks at the next write after a checkpoint; an idle file: open and close it once"
     )
     return Finding("WAL", "warning", f"{size / MB:,.1f} MB: a reader keeps an old state of the file{held}", do)
+
+
+def _turn(file: Path) -> Iterator[Finding]:
+    if wal_fault() and (who := places.keeps_turn(file, _LONG_TURN)):
+        said = f"{who} keeps all others from writing"
+        yield Finding("turn", "warning", said, "if it was stopped (Ctrl-Z), let it go on (kill -CONT) or end it")
 
 
 def _size(file: Path, end: str) -> int:

@@ -1,9 +1,16 @@
-"""What the system says of the place where a file lies: its file system, and who reads the file. Empty where it says nothing."""
+"""What the system says of the place where a file lies: its file system, who reads the file, who keeps it from being written.
+
+Empty where the system says nothing.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import re
+import time
 from pathlib import Path
+
+from cod_agent.memory.database import fcntl
 
 NETWORK = {
     *("nfs", "nfs4", "cifs", "smb2", "smb3", "smbfs", "ncpfs", "afs", "ceph", "glusterfs", "lustre", "beegfs", "gpfs"),
@@ -39,6 +46,25 @@ def readers(file: Path, table: Path = Path("/proc/locks")) -> list[str]:
         if said and int(said[2]) == inode and _FIRST_READER <= int(said[3]) <= _LAST_READER:
             found.add(int(said[1]))
     return [f"process {pid} ({_name(pid)})" for pid in sorted(found)]
+
+
+def keeps_turn(file: Path, seconds: float, table: Path = Path("/proc/locks")) -> str:
+    """Who has had the turn of writing (FILE.lock) for so long; "" if nobody."""
+    lock = Path(f"{file}.lock")
+    if fcntl is None or not lock.exists():
+        return ""
+    until = time.monotonic() + seconds
+    with lock.open() as opened:
+        while time.monotonic() < until:
+            with contextlib.suppress(OSError):
+                fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return ""
+            time.sleep(0.01)
+    for line in _lines(table):
+        said = re.match(r"\d+: FLOCK +ADVISORY +WRITE +(\d+) +\S+:(\d+) ", line)
+        if said and int(said[2]) == lock.stat().st_ino:
+            return f"process {said[1]} ({_name(int(said[1]))})"
+    return "a process"
 
 
 def _name(pid: int) -> str:
