@@ -8,11 +8,13 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from random import Random
 
 from crash import plans
 from crash.killing import Jury, Trial
+from crash.power import Cut
 
 
 def main() -> int:
@@ -34,26 +36,29 @@ def main() -> int:
         wrong += _judged(jury, "killed again while resuming", plans.kills_again(jury.points, 500 // every, dice))
         wrong += _judged(jury, "statements fail", plans.statements_fail(jury.points, 7 * every))
         wrong += _judged(jury, "writes and syncs fail", plans.writes_fail(kinds, 3 * every))
+        operations = sum(kinds[kind] for kind in ("open", "write", "sync", "truncate", "delete"))
+        wrong += _judged(jury, "power cut", plans.cuts(operations, 2000 // every, dice))
+        wrong += _judged(jury, "power cut, durable=False", plans.cuts(operations, 500 // every, dice, durable=False))
     return 1 if wrong else 0
 
 
-def _judged(jury: Jury, name: str, trials: list[Trial]) -> int:
+def _judged(jury: Jury, name: str, trials: Sequence[Trial | Cut]) -> int:
     """How many trials went wrong."""
-    began, wrong, ended, doubts = time.monotonic(), 0, Counter[str](), 0
+    began, wrong, ended, doubts, lost = time.monotonic(), 0, Counter[str](), 0, 0
     for number, (trial, verdict) in enumerate(jury.judge(trials), 1):
         wrong += bool(verdict.wrong)
-        ended.update(verdict.ended[:-1])
+        ended.update(verdict.ended[:-1] or verdict.ended)
         doubts += verdict.doubts > 0
+        lost += verdict.lost > 0
         if verdict.wrong:
             print(f"\n{trial}\n  {verdict}")
-        if sys.stdout.isatty():
-            print(f"\r{name}: {number}/{len(trials)}, {wrong} wrong", end="", flush=True)
+        if sys.stdout.isatty() or number % 500 == 0:
+            print(
+                f"\r{name}: {number}/{len(trials)}, {wrong} wrong", end="" if sys.stdout.isatty() else "\n", flush=True
+            )
     how = ", ".join(f"{count} {what}" for what, count in sorted(ended.items()))
-    took = time.monotonic() - began
-    print(
-        f"\r{name}: {len(trials)} trials ({how}; {doubts} with a tool in doubt), {wrong} wrong, {took:.0f} s",
-        flush=True,
-    )
+    also = f"; {doubts} left a tool in doubt" * bool(doubts) + f"; {lost} lost what was not synced" * bool(lost)
+    print(f"\r{name}: {len(trials)} trials ({how}{also}), {wrong} wrong, {time.monotonic() - began:.0f} s", flush=True)
     return wrong
 
 

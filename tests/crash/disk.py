@@ -59,18 +59,20 @@ class Disk:
     """The layer, once `install`ed: `ops`, if set to a list, is told what happens; `fault(op)` may give an error code."""
 
     def __init__(self) -> None:
-        import _sqlite3
-
         self.ops: list[Op] | None = None
         self.fault: Callable[[Op], int] | None = None
         self._files: dict[int, tuple[str, int]] = {}
         self._kept: list[Any] = []
         self._tables: dict[int, tuple[_Methods, Any]] = {}
-        self._sqlite = ctypes.CDLL(_sqlite3.__file__)
 
     def install(self) -> None:
         """Raises: AttributeError, where Python's SQLite hides its functions."""
-        find = self._sqlite.sqlite3_vfs_find
+        import _sqlite3
+
+        if self._kept:
+            return
+        sqlite = ctypes.CDLL(_sqlite3.__file__)
+        find = sqlite.sqlite3_vfs_find
         find.restype = _P
         plain = find(None)
         vfs = _Vfs()
@@ -102,7 +104,7 @@ class Disk:
 
         self._kept += [vfs, _OPEN(opened), _DELETE(deleted)]
         vfs.open, vfs.delete = (ctypes.cast(f, _P).value for f in self._kept[1:3])
-        self._sqlite.sqlite3_vfs_register(ctypes.byref(vfs), 1)
+        sqlite.sqlite3_vfs_register(ctypes.byref(vfs), 1)
 
     def say(self, line: str) -> None:
         """A line between the operations: what the life knew then."""

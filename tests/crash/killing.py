@@ -18,15 +18,15 @@ import traceback
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import closing, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from random import Random
 
 from cod_agent.errors import StoreError, StoreFull, UsageError
 from cod_agent.memory import database
 from cod_agent.memory.projection import projection
 from cod_agent.memory.verify import verify
-from crash import disk, life, points
+from crash import disk, life, points, power
 
 FLIGHT = 3
 """Model calls in the air at once: two of the clerk's, one of the walker's."""
@@ -65,6 +65,8 @@ class Verdict:
     wrong: list[str] = field(default_factory=list)
     doubts: int = 0
     """Tools that were in doubt and were not run again."""
+    lost: int = 0
+    """Rows whose commit was acknowledged and that a cut took, of a file that is not durable."""
 
 
 def ended(folder: Path, end: End = End(), threads: bool = False, doubts: Sequence[str] = ()) -> str:  # noqa: B008
@@ -90,7 +92,7 @@ def ended(folder: Path, end: End = End(), threads: bool = False, doubts: Sequenc
     raise RuntimeError(f"{end}: ended with {status}")
 
 
-def _live(folder: Path, end: End, threads: bool, doubts: Sequence[str]) -> int:
+def _live(folder: Path, end: End, threads: bool, doubts: Sequence[str], durable: bool = True) -> int:
     database._SLOW_SECONDS = -1.0 if threads else 1e9
     words = "database or disk is full" if end.full else "disk I/O error"
     points.watch_store()
@@ -99,7 +101,7 @@ def _live(folder: Path, end: End, threads: bool, doubts: Sequence[str]) -> int:
     failing = disk.failing(*end.writes, end.full) if end.writes != (0, 0) else nullcontext()
     try:
         with failing:
-            life.live(folder, doubts)
+            life.live(folder, doubts, durable)
     except (StoreFull, ExceptionGroup) as error:
         if isinstance(error, ExceptionGroup) and error.split(StoreFull)[1] is not None:
             raise
@@ -123,6 +125,7 @@ class Judge:
         gc.freeze()
         self.whole = {(): projection(whole / "life.db")}
         """What the file must say at the end, by the tools that are left in doubt."""
+        self._operations: dict[bool, list[disk.Op]] = {}
         self.calls = len(life.Log(whole / "log").lines("call"))
         if _recorded(whole)[0] != self.calls:
             raise RuntimeError("the uninterrupted life did not record what it did")
@@ -159,12 +162,43 @@ class Judge:
             verdict.wrong.append(f"left alone, it ended with {verdict.ended[-1]}")
         return verdict
 
+    def cut(self, order: power.Cut) -> Verdict:
+        """What comes of a file whose machine lost its power."""
+        ops = self._ops(order.durable)
+        found = power.cut(ops, order.at % (len(ops) + 1), Random(order.seed))
+        folder, verdict = self._fresh("trial"), Verdict(["cut"])
+        for name, content in found.files.items():
+            (folder / name).write_bytes(content)
+        log = (self.folder / f"recorded-{order.durable}" / "log").read_text().splitlines(keepends=True)
+        (folder / "log").write_text("".join(log[: found.lines]))
+        copy = self._copied(folder, verdict)
+        rows = _rows(copy) if (copy / "life.db").exists() else (0,) * len(power.TABLES)
+        verdict.lost = sum(max(0, then - now) for now, then in zip(rows, found.acknowledged, strict=True))
+        if order.durable and verdict.lost:
+            verdict.wrong.append(f"{found.acknowledged} rows were acknowledged, {rows} are there")
+        if order.resumed:
+            doubtful = _recorded(copy)[2]
+            verdict.ended.append(ended(folder))
+            if order.durable:  # else what was done and forgotten is done again
+                self._compare(folder, life.Log(folder / "log"), doubtful, verdict)
+            elif projection(folder / "life.db") != self.whole[()]:
+                verdict.wrong.append("the life went on another way")
+        return verdict
+
+    def _ops(self, durable: bool) -> list[disk.Op]:
+        if durable not in self._operations:
+            folder = self._fresh(f"recorded-{durable}")
+            self._operations[durable] = power.recorded(folder, lambda: _live(folder, End(), False, (), durable))
+        return self._operations[durable]
+
     def _copied(self, folder: Path, verdict: Verdict) -> Path:
         """A copy of what an attempt left, to look at: opening the file itself would mend it."""
         copy = self._fresh("copy")
         for name in ("life.db", "life.db-wal", "life.db-journal"):
             if (folder / name).exists():
                 shutil.copy(folder / name, copy / name)
+        if (copy / "life.db-journal").exists():  # who may only read cannot take a half transaction back
+            _recorded(copy)
         try:
             verdict.wrong += [f"as it was left: {said}" for said in verify(copy / "life.db").faults]
         except (StoreError, UsageError) as error:
@@ -198,6 +232,13 @@ class Judge:
         shutil.rmtree(made, ignore_errors=True)
         made.mkdir(parents=True)
         return made
+
+
+def _rows(folder: Path) -> tuple[int, ...]:
+    with closing(sqlite3.connect(folder / "life.db")) as conn:
+        if not conn.execute("SELECT 1 FROM sqlite_master WHERE name = 'attempts'").fetchone():
+            return (0,) * len(power.TABLES)
+        return tuple(conn.execute(f"SELECT count(*) FROM {name}").fetchone()[0] for name in power.TABLES)
 
 
 def _recorded(folder: Path) -> tuple[int, dict[str, str], set[str]]:
@@ -240,14 +281,14 @@ class Jury:
             raise RuntimeError("a judge is gone: what it said last stands above")
         return line
 
-    def judge(self, trials: Sequence[Trial]) -> Iterator[tuple[Trial, Verdict]]:
+    def judge(self, trials: Sequence[Trial | power.Cut]) -> Iterator[tuple[Trial | power.Cut, Verdict]]:
         """A verdict for each trial, in order."""
         several = len(self.judges)
         for at in range(0, len(trials), several):
             now = list(zip(trials[at : at + several], self.judges, strict=False))
             for trial, judge in now:
                 assert judge.stdin is not None
-                judge.stdin.write(json.dumps([[vars(end) for end in trial.ends], trial.threads]) + "\n")
+                judge.stdin.write(json.dumps([isinstance(trial, Trial), asdict(trial)]) + "\n")
                 judge.stdin.flush()
             for trial, judge in now:
                 yield trial, Verdict(**json.loads(self._line(judge)))
@@ -263,17 +304,21 @@ class Jury:
             judge.stdout.close()
 
 
-def _end(said: dict[str, Any]) -> End:
-    return End(said["dies"], tuple(said["statements"]), tuple(said["writes"]), said["full"])
+def _asked(line: str) -> Trial | power.Cut:
+    is_trial, said = json.loads(line)
+    if not is_trial:
+        return power.Cut(**said)
+    ends = tuple(End(end["dies"], tuple(end["statements"]), tuple(end["writes"]), end["full"]) for end in said["ends"])
+    return Trial(ends, said["threads"])
 
 
 def _serve(folder: Path) -> None:
     judge = Judge(folder)
     print(json.dumps(judge.points()), flush=True)
     for line in sys.stdin:
-        ends, threads = json.loads(line)
-        verdict = judge.judge(Trial(tuple(map(_end, ends)), threads))
-        print(json.dumps(vars(verdict)), flush=True)
+        asked = _asked(line)
+        verdict = judge.judge(asked) if isinstance(asked, Trial) else judge.cut(asked)
+        print(json.dumps(asdict(verdict)), flush=True)
     shutil.rmtree(folder, ignore_errors=True)
 
 

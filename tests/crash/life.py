@@ -280,15 +280,16 @@ async def desk(memory: Memory, log: Log) -> None:
     await wire.client.aclose()
 
 
-def live(folder: Path, doubts: Sequence[str] = ()) -> None:
+def live(folder: Path, doubts: Sequence[str] = (), durable: bool = True) -> None:
     """Live the whole life, or what is left of it, in a folder: `life.db`, and what was really done in `log`.
 
     Args:
         doubts: tools with their arguments that fail as if the process had died while they ran.
+        durable: of the file.
     """
 
     async def everything() -> None:
-        memory, said = Memory.open(folder / "life.db"), Log(folder / "log")
+        memory, said = Memory.open(folder / "life.db", durable=durable), Log(folder / "log")
         try:
             async with asyncio.TaskGroup() as both:
                 both.create_task(clerk(memory, said, doubts))

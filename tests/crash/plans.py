@@ -6,6 +6,7 @@ from collections import Counter
 from random import Random
 
 from crash.killing import End, Trial
+from crash.power import Cut
 
 FOREVER = 10**9
 
@@ -44,4 +45,12 @@ def writes_fail(kinds: Counter[str], every: int, first: int = 1) -> list[Trial]:
     return [
         Trial((End(writes=(at, FOREVER if number % 4 < 2 else at + 1), full=number % 2 == 0),))
         for number, at in enumerate(range(first, several + 1, every))
+    ]
+
+
+def cuts(operations: int, many: int, dice: Random, *, durable: bool = True) -> list[Cut]:
+    """The power is cut: every fourth time while the file is being made, and every fifth time the life goes on afterwards."""
+    return [
+        Cut(dice.randint(0, 160 if number % 4 == 0 else operations), number, durable, resumed=number % 5 == 0)
+        for number in range(many)
     ]

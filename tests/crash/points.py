@@ -9,6 +9,7 @@ import os
 import signal
 import sqlite3
 from collections import Counter
+from collections.abc import Callable, Sequence
 from typing import Any
 
 reached = 0
@@ -17,6 +18,10 @@ reached = 0
 kinds: Counter[str] = Counter()
 """How many of each kind, the first word of what `reach` was told."""
 
+committed: tuple[Callable[[Sequence[int]], object], Sequence[str]] | None = None
+"""(who is told after each commit of the store how many rows there are, in which tables)."""
+
+_connect: Any = None
 _dies = 0
 _fails = 0
 _until = 0
@@ -58,6 +63,11 @@ class Connection(sqlite3.Connection):
         done = super().execute(sql, *values)
         if not sql.startswith("SELECT"):  # after one that only reads, nothing differs from before the next
             reach("statement")
+        if sql == "COMMIT" and committed is not None:
+            told, table_names = committed
+            made = {name for (name,) in super().execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+            counts = (super(Connection, self).execute(f"SELECT count(*) FROM {name}") for name in table_names)
+            told([count.fetchone()[0] for count in counts] if made.issuperset(table_names) else [0] * len(table_names))
         return done
 
     def rollback(self) -> None:
@@ -67,7 +77,10 @@ class Connection(sqlite3.Connection):
 
 def watch_store() -> None:
     """From now on, connections of this process are watched."""
-    connect = sqlite3.connect
+    global _connect
+    if _connect is not None:
+        return
+    connect = _connect = sqlite3.connect
 
     def watched(*args: Any, **options: Any) -> sqlite3.Connection:
         return connect(*args, **{"factory": Connection, **options})
