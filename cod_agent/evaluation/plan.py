@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
+from cod_agent.budget import Budget
 from cod_agent.environments import PACKINGS, SPLITS, Form, Packing, Split, make_world, packed
 from cod_agent.errors import UnknownName, UsageError
 from cod_agent.memory import Memory
@@ -33,6 +34,7 @@ _SAME = (
     "form",
     "temperature",
     "max_tokens",
+    "budget",
     "exact",
     "gate",
 )
@@ -77,6 +79,10 @@ class Plan:
     timeout: float | None = None
     concurrency: int = 32
     """Packs lived at once."""
+    budget: str | None = None
+    """What each episode may spend, as `Budget.parse` reads it."""
+    run_budget: str | None = None
+    """What each run may spend in all."""
     more_seeds: tuple[int, ...] = ()
     """Each of them has as many packs more."""
     repeats: int = 1
@@ -112,6 +118,8 @@ class Plan:
             raise UsageError(f"--timeout must be more than 0 seconds, not {self.timeout:g}")
         if self.temperature < 0:
             raise UsageError(f"--temperature cannot be negative, and is {self.temperature:g}")
+        for limits in filter(None, (self.budget, self.run_budget)):
+            Budget.parse(limits)
         if self.split not in SPLITS:
             raise UnknownName.among("split", str(self.split), list(SPLITS))
         if self.gate not in POLICIES:
