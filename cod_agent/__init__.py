@@ -12,6 +12,7 @@ docs/ has a page per concept; `cod_agent.errors` draws the error tree.
 """
 
 from cod_agent.agent import CoDAgent
+from cod_agent.budget import Budget
 from cod_agent.completions import Completion, Tokens
 from cod_agent.context import Message, Prompts
 from cod_agent.environments.base import Environment, Session
@@ -26,6 +27,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Boundary",
+    "Budget",
     "CoDAgent",
     "CodError",
     "Completion",

@@ -68,6 +68,7 @@ STATUSES: tuple[tuple[type[CodError], int], ...] = (
     (errors.RunLeased, 409),
     (errors.ReplayDiverged, 409),
     (errors.ToolInDoubt, 409),
+    (errors.BudgetSpent, 409),
     (TooLarge, 413),
     (UnsupportedMediaType, 415),
     (WrongHost, 421),
