@@ -136,6 +136,42 @@ def show(
         raise typer.Exit(1)
 
 
+@app.command("verify")
+def verify(
+    db: Annotated[Path, typer.Argument(metavar="DB", help="A run database.")],
+    registry: RegistryFile = REGISTRY,
+    as_json: Json = False,
+) -> None:
+    """Check the checkpoints that a run database names: each is in the registry with that digest, and its files are still those.
+
+    It exits with 1 if one is unknown or was changed. `cod verify DB` checks the database itself. Weights that do not call themselves
+    NAME@DIGEST, as a provider's, are counted.
+
+    Example: cod checkpoint verify lives.db
+    """
+    from cod_train.checkpoints import Registry
+    from cod_train.recorded_weights import answered
+
+    with Registry(registry) as opened:
+        found = answered(db, opened)
+        changed = {one.checkpoint.name: _changed_files(opened, one.checkpoint) for one in found if one.checkpoint}
+    faults = [
+        f"row {one.first} of calls names {one.weights}, which {registry} does not know" for one in found if one.lost
+    ]
+    faults += [
+        f"checkpoint {name} is not what answered: {', '.join(files)}" for name, files in changed.items() if files
+    ]
+    elsewhere = [one.weights for one in found if one.checkpoint is None and not one.lost]
+    if as_json:
+        print_json({"ok": not faults, "checkpoints": sorted(changed), "elsewhere": elsewhere, "faults": faults})
+    else:
+        for fault in faults:
+            typer.echo(fault)
+        typer.echo(f"{len(changed)} checkpoints named by calls of {db}, {len(elsewhere)} other weights")
+    if faults:
+        raise typer.Exit(1)
+
+
 @app.command("lineage")
 def lineage(name: Name, registry: RegistryFile = REGISTRY, as_json: Json = False) -> None:
     """Show what a checkpoint came from, back to the first, with verdicts and training data, and what of that is gone since.
