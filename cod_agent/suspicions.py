@@ -78,36 +78,59 @@ _RULES = (
     r"(?:instruction|rule|prompt|order|direction|guideline|directive|polic(?:y|ies)|note|context|task|goal|safety|restriction|"
     r"above|previous|prior|earlier|before|everything|anything)"
 )
+_SAID = r"(?:answers?|repl(?:y|ies)|responses?|messages?|sentences?|outputs?|lines?|notes?)"
 _ORDERS = {
-    "it sets aside what the agent is told": rf"\b(?:ignor|disregard|forget|overrid|overrul|bypass|neglect|supersed|discard|drop)"
-    rf"\w*\b.{{0,40}}\b{_RULES}|\binstead of (?:the )?(?:task|answer|goal|rules)\b|\btakes? (?:precedence|priority)\b",
-    "it says what the reader must do": r"\b(?:you|agents?|assistants?|solvers?|models?|ai|reader)\s+(?:must|shall|should|have to|need to|"
-    r"are (?:to|required|instructed|ordered|now|no longer|an?|the)|ought to|will now)\b|\b(?:from now on|henceforth)\b",
-    "it gives new orders": r"\b(?:new|real|actual|updated|secret|hidden|true|urgent|important|system|special|mandatory)\s+(?:instructions?|"
-    r"orders?|directives?|goals?|system prompt|polic(?:y|ies)|command|message|override)\b|\b(?:act|behave|respond|pretend|role-?play) "
-    r"(?:as|to be|like|that)\b|\b(?:obey|comply|jailbreak|dan mode|developer mode|god mode)\b",
-    "it forbids or demands to say something": r"\b(?:do not|don't|dont|never)\s+(?:tell|mention|reveal|inform|report|refuse|warn|obey|"
-    r"follow|trust|disclose|ask|verify|check)\b|\b(?:always|first|only|then|please)\s+(?:answer|reply|respond|output|say|begin|start|end|append|"
-    r"include|prepend|print|write|send|run|execute|invoke|call)\b|\b(?:end|begin|start|finish|prefix|sign)\s+(?:every|each|all|your)\b",
-    "it has something sent away": r"\b(?:send|post|upload|e-?mail|mail|forward|transmit|exfiltrate|leak|transfer|wire|deliver|pay)\w*\b"
-    r".{0,60}\b(?:to|at|via)\b",
-    "it wants to stay": r"\b(?:keep|copy|repeat|preserve|retain|remember|include|write|add|put|carry|store|save)\s+"
-    r"(?:this|these|the following|it)\b"
-    r".{0,40}\b(?:line|note|context|memory|verbatim|exactly|word|forever|always|forward|every|next|message|text|rule|instruction|sentence)\b",
-    "it speaks with somebody's authority": r"\b(?:note|message|notice|order|request|instruction|approved|authori[sz]ed|signed|sent|"
-    r"requested) (?:from|by|of) (?:an? |the |your )?(?:admin|system|developer|operator|owner|user|security|"
-    r"support|vendor|manager|openai|anthropic)",
-    "it gives an order in another language": r"\b(?:ignorier|missachte|vergiss|ignorez|oubliez|ignora|olvida|ignorar|ignorera|negeer)\w*\b|"
-    r"忽略|无视|忘记|無視|игнорир|забудь|تجاهل|무시",
+    "it sets aside what the agent is told": (
+        rf"\b(?:ignor|disregard|forget|overrid|overrul|bypass|neglect|supersed|discard|drop)\w*\b.{{0,40}}\b{_RULES}",
+        r"\b(?:ignore|disregard|forget)\s+(?:all|any|the\s+(?:rest|others?|system|user))\b",
+        r"\binstead of (?:the )?(?:task|answer|goal|rules)\b|\btakes? (?:precedence|priority)\b",
+    ),
+    "it says what the reader must do": (
+        r"\b(?:you|agents?|assistants?|solvers?|models?|ai|reader)\s+"
+        r"(?:must|shall|(?:are|is) (?:required|instructed|ordered|now|no longer))\b",
+        r"\byou (?:are (?:to|an?|the)|will now|(?:should|have to|need to|ought to) (?:always|never|now|first|immediately))\b",
+        r"\b(?:from now on|henceforth)\b",
+    ),
+    "it gives new orders": (
+        r"\b(?:new|real|actual|updated|secret|hidden|true|urgent|important|system|special|mandatory)\s+(?:instructions?|orders?|"
+        r"directives?|system prompt|polic(?:y|ies)|override)\b|\bsystem (?:message|command|notice|update)\b",
+        r"\b(?:act|behave|respond|pretend|role-?play) (?:as|to be|like|that)\b",
+        r"\b(?:obey|comply|jailbreak|dan mode|developer mode|god mode)\b",
+    ),
+    "it forbids or demands to say something": (
+        r"\b(?:do not|don't|dont|never)\s+(?:tell|mention|reveal|inform|report|refuse|warn|obey|follow|trust|disclose|ask|verify)\b",
+        r"\b(?:always|only|please|must|simply|just)\s+(?:answer|reply|respond|output|say|append|include|prepend|print|send|run|execute|"
+        r"invoke|call|submit)\b",
+        rf"\b(?:end|begin|start|finish|prefix|sign)\s+(?:every|each|all|your|any)\s+{_SAID}\b",
+        r"\b(?:answer|reply|respond|say|output|print)\b.{0,20}\b(?:to (?:every|each|all|any)|regardless|no matter|whatever)\b",
+    ),
+    "it has something sent away": (
+        r"\b(?:send|post|upload|forward|transmit|exfiltrate|leak|e-?mail)\w*\b.{0,60}\b(?:to|at|via)\b",
+        r"\b(?:transfer|wire|deliver|pay|mail)\s+(?:the|all|your|any|it|them|this|money|funds|\d)",
+    ),
+    "it wants to stay": (
+        r"\b(?:keep|copy|repeat|preserve|retain|remember|include|write|add|put|carry|store|save)\s+(?:this|these|the following|it)\b.{0,40}"
+        r"\b(?:line|note|context|memory|verbatim|exactly|word|forever|always|forward|every|next|message|text|rule|instruction|sentence)\b",
+    ),
+    "it speaks with somebody's authority": (
+        r"\b(?:note|message|notice|order|request|instruction|approved|authori[sz]ed|signed|sent|requested) (?:from|by|of) "
+        r"(?:an? |the |your )?(?:admin|system|developer|operator|owner|user|security|support|vendor|manager|openai|anthropic)",
+        r"\b(?:admin|administrator|developer|operator|security|root)(?:'s)? "
+        r"(?:override|mode|access|says|note|notice|message|request|team)\b",
+    ),
+    "it gives an order in another language": (
+        r"\b(?:ignorier|missachte|vergiss|ignorez|oubliez|ignora|olvida|ignorar|ignorera|negeer)\w*\b",
+        r"忽略|无视|忘记|無視|игнорир|забудь|تجاهل|무시",
+    ),
 }
 _ROLES = (
-    r"<\s*/?\s*(?:system|user|assistant|tool|instructions?|prompt|im_start|im_end|s|inst|sys)\s*>|<\s*\|[^<>|]{1,40}\|\s*>|\[/?inst\]|"
-    r"<<\s*/?sys\s*>>|#+\s*(?:system|instructions?|user|assistant)\b|(?:^|[\s\"'*_`(\[{>])(?:system|assistant|user|human|developer|ai|tool)"
+    r"<\s*/?\s*(?:system|user|assistant|tool|instructions?|prompt|im_start|im_end|inst|sys)\s*>|<\|[^<>|]{1,40}\|>|\[/?inst\]|"
+    r"<<\s*/?sys\s*>>|#+\s*(?:system|instructions?)\b|(?:^|[\s\"'*_`(\[{>])(?:system|assistant|human|developer)"
     r"(?:\s+(?:message|prompt|note|instruction))?\s*[\]*_`)]*\s*:"
 )
 _SECRETS = (
     r"\b(?:pass(?:word|wd|phrase)s?|api[ _-]?keys?|(?:access|auth|bearer|secret|session) ?[ _-]?(?:tokens?|keys?)|private keys?|"
-    r"credentials?|system prompt|environment variables?|env vars?|\.env\b|id_rsa|cookies?)\b"
+    r"credentials?|system prompt|environment variables?|env vars?|\.env\b|id_rsa)\b"
 )
 _LINKS = (
     r"\b(?:https?|ftp|wss?|file|data|javascript|mailto|ssh|git|magnet):/{0,2}[^\s]+|\bwww\.[^\s]+|\bhxxps?\b|"
@@ -120,11 +143,12 @@ _COMMANDS = (
     r"drop\s+table|delete\s+from|insert\s+into|union\s+select|crontab|systemctl|base64\s+-|certutil|invoke-\w+|iex\b)|\|\s*(?:ba|z)?sh\b|"
     r"\$\([^)]*\)|/etc/(?:passwd|shadow)|~/\.\w+|(?:;|&&)\s*(?:rm|cat|curl|wget)\b|<\s*script\b|!\[[^\]]*\]\("
 )
-_COMPILED = {why: re.compile(pattern) for why, pattern in _ORDERS.items()}
+_COMPILED = {why: re.compile("|".join(patterns)) for why, patterns in _ORDERS.items()}
 _ROLE, _SECRET, _LINK, _COMMAND = (re.compile(pattern) for pattern in (_ROLES, _SECRETS, _LINKS, _COMMANDS))
 _PACKED = re.compile(
-    r"(?P<hex>\b(?:[0-9a-f]{2}[\s:,-]?){12,})|(?P<codes>(?:(?:\\+x|%|\\+u00|0x|&#x?)[0-9a-f]{2,4};?[\s,]*){4,})|"
-    r"(?P<bits>\b(?:[01]{7,8}\s?){4,})|(?P<morse>(?:[.·-]{1,5}[\s/|]+){8,})|(?P<packed>[a-z0-9+/_-]{24,}={0,2})",
+    r"(?P<bits>\b(?:[01]{7,8}\s?){4,})|(?P<hex>\b(?:[0-9a-f]{2}[\s:,-]?){12,})|"
+    r"(?P<codes>(?:(?:\\+x|%|\\+u00|0x|&#x?)[0-9a-f]{2,4};?[\s,]*){4,})|"
+    r"(?P<morse>(?:[.·-]{1,5}[\s/|]+){8,})|(?P<packed>[a-z0-9+/_-]{24,}={0,2})",
     re.IGNORECASE,
 )
 _SPELT = re.compile(r"\b(?:\w[ ._*-]){5,}\w\b")
@@ -175,7 +199,7 @@ def encoded(proposal: Proposal) -> Iterator[Finding]:
     """Runs that look like base64, hexadecimal, escapes, bits or Morse: text that nobody reads and a model may."""
     for number, text in proposal.new:
         for found in _PACKED.finditer(text):
-            if found.lastgroup != "packed" or _is_packed(found[0]):
+            if _IS[found.lastgroup or ""](found[0].lower() if found.lastgroup != "packed" else found[0]):
                 yield _found("encoded", "it has encoded text in it", number, found[0])
                 break
 
@@ -250,6 +274,16 @@ def _is_packed(text: str) -> bool:
         pass
     kinds = (str.islower, str.isupper, str.isdigit)
     return all(any(kind(char) for char in text) for kind in kinds) and not re.search(r"[a-z]{6,}[_/-]", text)
+
+
+_IS: dict[str, Callable[[str], bool]] = {
+    "hex": lambda text: bool(re.search("[a-f]", text) and re.search("[0-9]", text)),
+    "codes": lambda text: True,
+    "bits": lambda text: True,
+    "morse": lambda text: "-" in text and any(dot in text for dot in ".·"),
+    "packed": _is_packed,
+}
+"""What else makes a match of `_PACKED` encoded text."""
 
 
 def _in_emoji(text: str, at: int) -> bool:
