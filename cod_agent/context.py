@@ -106,7 +106,8 @@ _MARK = re.compile(
 )
 """Our delimiters and those of chat templates, as `plain` reads them."""
 
-_BRACKETS = re.compile(r"[<\[&]|[^\x00-\x7f]")
+_BRACKETS = re.compile("[<\\[&\u02c2\u1438\u2039\u226e\u2329\u276e\u27e8\u3008\ufe3f\ufe47\ufe60\ufe64\uff06\uff1c\uff3b]")
+"""Whatever `plain` reads as `<` or `[`, or as the beginning of an entity: without one, there is nothing to look for."""
 
 
 def defuse(text: str) -> str:

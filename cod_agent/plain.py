@@ -12,7 +12,11 @@ import re
 import unicodedata
 from functools import lru_cache
 
-_PIECE = re.compile(r"&(?:lt|gt|sol|vert|verbar|amp|#0*[0-9]{2,6}|#x0*[0-9a-f]{2,5});?|.", re.DOTALL | re.IGNORECASE)
+_PIECE = re.compile(
+    r"[ -%'-~\n\t\r]+|[&\uff06\ufe60](?:amp;)*(?:lt|gt|sol|vert|verbar|lsqb|rsqb|#0*[0-9]{2,6}|#x0*[0-9a-f]{2,5});?|.",
+    re.DOTALL | re.IGNORECASE,
+)
+"""Ordinary text as it comes, an entity (also one written twice over), or a single character."""
 
 _LOOKS = str.maketrans(
     "аәеіїјоорсухԁѕһӏԍԛԝвкмнтαβεικνορτυχγ‹›〈〉⟨⟩❮❯˂˃ᐸᐳ⁄∕╱⧸∣ǀ│",
@@ -32,10 +36,15 @@ def visible(text: str) -> str:
     return UNSEEN.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
+_ENTITY = "&\uff06\ufe60"
+
+
 @lru_cache(maxsize=4096)
 def _read(piece: str) -> str:
     """What one character, or one entity, reads like; "" if it is not seen."""
-    said = html.unescape(piece if piece.endswith(";") or len(piece) == 1 else piece + ";")
+    said = unicodedata.normalize("NFKC", piece)
+    while len(said) > 1 and (plainer := html.unescape(said if said.endswith(";") else f"{said};")) != said:
+        said = plainer
     if UNSEEN.match(said):
         return ""
     said = "".join(part for part in unicodedata.normalize("NFKD", said) if not unicodedata.combining(part))
@@ -49,7 +58,12 @@ def plain(text: str) -> tuple[str, list[int]]:
     said: list[str] = []
     places: list[int] = []
     for piece in _PIECE.finditer(text):
-        read = _read(piece[0])
-        said.append(read)
-        places += [piece.start()] * len(read)
+        begin, end = piece.span()
+        if end - begin > 1 and piece[0][0] not in _ENTITY:
+            said.append(piece[0].lower())
+            places += range(begin, end)
+        else:
+            read = _read(piece[0])
+            said.append(read)
+            places += [begin] * len(read)
     return "".join(said), places
