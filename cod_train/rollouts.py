@@ -55,7 +55,8 @@ class Rollout:
     rewards: tuple[float, ...]
     """S; NaN where lost, not judged, or not lived."""
     update_rewards: tuple[float, ...]
-    """S-1: 0 for an accepted update, the negative penalty for a refused one, NaN where there was none or nothing came after it."""
+    """S-1: 0 for an accepted update, the negative penalty for a refused one, NaN where there was none, or its time ran out, or nothing
+    came after it."""
     heirs: tuple[int, ...]
     """S: the first position whose solve began after the update of this one was settled; S if there is none."""
     segments: tuple[Segment, ...]
@@ -217,7 +218,9 @@ class _Reader:
         self.episodes = [
             _Episode(*row)
             for row in self._all(
-                "SELECT e.id, e.position, e.kind, e.state, c.version FROM episodes e JOIN contexts c ON c.id = e.context_id"
+                "SELECT e.id, e.position, e.kind, "
+                # An update whose time ran out was refused, so that the last good context stays; the policy is not to blame.
+                "iif(e.reason LIKE 'budget-seconds%', 'aborted', e.state), c.version FROM episodes e JOIN contexts c ON c.id = e.context_id"
                 " WHERE e.run_id = ? ORDER BY e.position, e.kind"
             )
         ]
@@ -255,7 +258,9 @@ class _Reader:
     def _updates(self) -> list[_Episode]:
         """Those that were settled and were followed by something that was judged."""
         return [
-            e for e in self.episodes if e.kind == "update" and e.state != "live" and self.heirs[e.position] <= self.last
+            e
+            for e in self.episodes
+            if e.kind == "update" and e.state not in ("live", "aborted") and self.heirs[e.position] <= self.last
         ]
 
     def _heirs(self) -> tuple[int, ...]:

