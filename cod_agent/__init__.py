@@ -20,6 +20,7 @@ from cod_agent.errors import CodError
 from cod_agent.journal.boundary import Boundary, idempotency_key, recorded_tool, tool
 from cod_agent.memory import Memory
 from cod_agent.models.base import Model, Sampling
+from cod_agent.secrets import Secrets
 from cod_agent.solvers.base import Solver
 from cod_agent.tasks import Feedback, Observation, Outcome, Pack, Task
 
@@ -41,6 +42,7 @@ __all__ = [
     "Pack",
     "Prompts",
     "Sampling",
+    "Secrets",
     "Session",
     "Solver",
     "Task",

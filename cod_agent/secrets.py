@@ -143,6 +143,7 @@ class Secrets:
         said = " ".join(set(by_form.values()))
         # Longest first: a value may contain another. One that is part of a placeholder's text would never come to an end.
         self._forms = {f: by_form[f] for f in sorted(by_form, key=lambda f: (-len(f), f)) if f not in said}
+        self._looks = tuple(dict.fromkeys([*self._forms, *(said for form in self._forms for said in _escaped(form))]))
         self._clean = lru_cache(_KEPT)(self._cleaned)
         self._broken = tuple(form for form in self._forms if form.strip(_SOLID) or any(c not in _SOLID for c in form))
 
@@ -168,8 +169,8 @@ class Secrets:
 
     def suspects(self, text: str) -> bool:
         """Whether there may be a secret in a text, or in one that is written in it as JSON. Quick, and never wrongly False."""
-        for form in self._forms:
-            if form in text:
+        for look in self._looks:
+            if look in text:
                 return True
         if self._kinds:
             for first, signs in _SIGNS:
@@ -189,22 +190,30 @@ class Secrets:
 
     def settled(self, text: str) -> int:
         """How many characters at the beginning of an unfinished text can be cleaned without what follows."""
-        end = len(text.rstrip(_SOLID))
-        while led := _LEADS.search(text, max(0, end - 60), end):
-            end = led.start()
-        begun = text.rfind("-----BEGIN", 0, end)
-        if begun >= 0 and not _ENDED.search(text, begun, end):
-            end = begun
-        for form in self._broken:
-            at = text.find(form[0], max(0, end - len(form) + 1), end)
-            while at >= 0 and not form.startswith(text[at:end]):
-                at = text.find(form[0], at + 1, end)
-            end = end if at < 0 else at
+        end, before = len(text), -1
+        while end != before:  # where a cut falls into a word, it goes before the word
+            before, end = end, len(text[:end].rstrip(_SOLID))
+            if led := _LEADS.search(text, max(0, end - 60), end):
+                end = led.start()
+            begun = text.rfind("-----BEGIN", 0, end)
+            if begun >= 0 and not _ENDED.search(text, begun, end):
+                end = begun
+            for form in self._broken:
+                at = text.find(form[0], max(0, end - len(form) + 1), end)
+                while at >= 0 and not form.startswith(text[at:end]):
+                    at = text.find(form[0], at + 1, end)
+                end = end if at < 0 else at
         return end
 
     def _cleaned(self, text: str) -> str:
-        if not self.suspects(text):
-            return text
+        before = ""
+        while text != before and self.suspects(
+            text
+        ):  # where one key ends another may begin: what is clean stays as it is
+            before, text = text, self._once(text)
+        return text
+
+    def _once(self, text: str) -> str:
         found = [form for form in self._forms if form in text]
         if found:
             text = re.sub("|".join(map(re.escape, found)), lambda match: self._forms[match[0]], text)

@@ -16,6 +16,8 @@ from cod_agent.journal.tap import Redact
 from cod_agent.secrets import Secrets
 
 _Path = tuple[Any, ...]
+_WHOLE = ("role", "type", "id", "name")
+"""What does not come in pieces: nothing follows that would settle it."""
 
 
 class Pieces:
@@ -57,6 +59,8 @@ class Events:
         """Events, and how much of each text there is with them."""
         self._texts: dict[_Path, str] = {}
         self._settled: dict[_Path, int] = {}
+        self._closed: set[_Path] = set()
+        """Texts behind which another one has begun: a thought, where the answer follows. What is left of them has no secret in it."""
         self._shown: dict[_Path, int] = {}
         """Characters, by where the text stands in the choices."""
 
@@ -68,7 +72,7 @@ class Events:
         passed = b""
         while self._waiting and not self._broken:
             event, reached = self._waiting[0]
-            if any(self._settled[path] < length for path, length in reached.items()):
+            if any(self._settled[path] < length and path not in self._closed for path, length in reached.items()):
                 break
             self._shown |= reached
             passed += event
@@ -77,8 +81,7 @@ class Events:
 
     def rest(self, answer: Answer) -> bytes:
         """What follows at the end; `answer`: the whole, redacted."""
-        tails = (text[self._settled[path] :] for path, text in self._texts.items())
-        if not self._broken and all(self._secrets(tail) == tail for tail in tails):
+        if not self._broken and all(map(self._clean_end, self._texts)):
             return b"".join(event for event, _ in self._waiting) + self._left
         choices = [
             {**choice, "message": self._unseen(choice["message"], (choice.get("index", 0),))}
@@ -91,12 +94,17 @@ class Events:
         said = event.decode("utf-8", "replace")
         self._broken = self._broken or self._secrets(said) != said  # in what is no part of a text
         for path, text in _texts_of(event):
+            self._closed = {other for other in self._texts if other != path and self._clean_end(other)}
             whole = self._texts[path] = self._texts.get(path, "") + text
             reached[path] = len(whole)
             begin = self._settled.get(path, 0)
             end = self._settled[path] = begin + self._secrets.settled(whole[begin:])
             self._broken = self._broken or self._secrets(whole[begin:end]) != whole[begin:end]
         self._waiting.append((event, reached))
+
+    def _clean_end(self, path: _Path) -> bool:
+        tail = self._texts[path][self._settled[path] :]
+        return self._secrets(tail) == tail
 
     def _unseen(self, said: Any, path: _Path) -> Any:
         if isinstance(said, str):
@@ -123,7 +131,8 @@ def _texts_of(event: bytes) -> Iterator[tuple[_Path, str]]:
 
 def _leaves(said: Any, path: _Path) -> Iterator[tuple[_Path, str]]:
     if isinstance(said, str):
-        yield path, said
+        if said and path[-1] not in _WHOLE:
+            yield path, said
     elif isinstance(said, dict):
         for name, inner in said.items():
             yield from _leaves(inner, (*path, name))
