@@ -131,12 +131,12 @@ def _rss() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def live(path: Path, kind: str, tasks: int, every: int) -> list[dict[str, float]]:
+def live(path: Path, kind: str, tasks: int, every: int, *, durable: bool = True) -> list[dict[str, float]]:
     """Live that many tasks in one run; a reading after each `every`."""
     readings: list[dict[str, float]] = []
 
     async def whole() -> None:
-        memory = Memory.open(path)
+        memory = Memory.open(path, durable=durable)
         gauge, number = Gauge(memory), 0
         async for length in WAYS[kind](memory, tasks):
             number += 1

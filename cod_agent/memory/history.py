@@ -122,9 +122,10 @@ def steps(conn: sqlite3.Connection, run: RunSummary) -> list[Step]:
         (run.id,),
     ).fetchall()
     numbered = {one.version: one for one in versions}
+    written = {one.position: one for one in versions if one.position is not None}
     out = []
     for position, task, reward, solved_with, update, reason in rows:
-        wrote = next((one for one in versions if one.position == position), None)
+        wrote = written.get(position)
         now = wrote or numbered[solved_with]
         what = ("held" if wrote.held else "written") if wrote else "kept" if update == "refused" else "none"
         reason = wrote.held if wrote else reason
@@ -139,11 +140,12 @@ def version(conn: sqlite3.Connection, run: RunSummary, number: int | None = None
     Raises:
         UnknownName: it has no such version.
     """
+    which = "c.held = ''" if number is None else "c.version = ?2"
     row = conn.execute(
         "SELECT c.id, c.version, c.body, c.hash, c.weights, e.position, p.version, c.sources, c.held, c.decided FROM contexts c "
         "LEFT JOIN episodes e ON e.id = c.episode_id LEFT JOIN contexts p ON p.id = c.parent_id "
-        "WHERE c.run_id = ? AND (c.version = ? OR (? IS NULL AND c.held = '')) ORDER BY c.version DESC LIMIT 1",
-        (run.id, number, number),
+        f"WHERE c.run_id = ?1 AND {which} ORDER BY c.version DESC LIMIT 1",
+        (run.id,) if number is None else (run.id, number),
     ).fetchone()
     if row is None:
         known = [found for (found,) in _numbers(conn, run)]
