@@ -417,6 +417,27 @@ async def test_an_update_is_tried_until_the_model_answers(tmp_path: Path, server
         assert (await host.eventually(0, "updated"))["outcome"]["context"] == "a note"
 
 
+async def test_what_waits_for_a_decision_is_decided(tmp_path: Path, server: ScriptedServer) -> None:
+    async with near(tmp_path, server.url, gate="review") as host:
+        await host.submit()
+        judged = (await host.http.post("/v1/agents/a/runs/life/tasks/0/feedback", json={"reward": 1.0})).json()
+        assert (judged["update"], judged["version"], judged["context"]) == ("held", 0, "")
+        (held,) = (await host.http.get("/v1/agents/a/runs/life/held")).json()["held"]
+        assert (held["version"], held["position"], held["context"], held["head"]) == (1, 0, "a note", 0)
+        path = "/v1/agents/a/runs/life/decide"
+        said = await host.http.post(path, json={"version": 1, "decision": "accept", "why": "read it"})
+        assert said.json() == {"agent": "a", "run": "life", "version": 2}
+        assert (await host.http.get("/v1/agents/a/context")).json()["context"] == "a note"
+        again = await host.http.post(path, json={"version": 1, "decision": "refuse"})
+        assert again.status_code == 409 and "was adopted" in again.json()["error"]["message"]
+        back = await host.http.post(path, json={"version": 0, "decision": "rollback"})
+        assert back.json()["version"] == 3
+        assert (await host.http.get("/v1/agents/a/runs/life/held")).json()["held"] == []
+        assert (
+            await host.http.post("/v1/agents/a/runs/none/decide", json={"version": 1, "decision": "accept"})
+        ).status_code == 404
+
+
 async def test_a_task_that_cannot_be_lived_can_be_given_up(tmp_path: Path, server: ScriptedServer) -> None:
     server.reply = lambda request, n: Fault(status=401)
     async with near(tmp_path, server.url) as host:

@@ -75,6 +75,8 @@ def make_app(service: Service, token: str | None) -> Guard:
         Route(f"{run}/tasks/{{position}}", pages.place),
         Route(f"{run}/tasks/{{position}}/feedback", pages.feedback, methods=["POST"]),
         Route(f"{run}/abandon", pages.abandon, methods=["POST"]),
+        Route(f"{run}/held", pages.held),
+        Route(f"{run}/decide", pages.decide, methods=["POST"]),
         Route("/v1/agents", pages.agents),
         Route("/v1/agents/{agent}/runs", pages.runs),
         Route("/v1/agents/{agent}/context", pages.context),
@@ -176,6 +178,15 @@ class _Pages:
     async def abandon(self, request: Request) -> Response:
         agent, run = _name(request, "agent"), _name(request, "run")
         return answer(schema.Abandoned(agent=agent, run=run, abandoned=await self._service.abandon(agent, run)))
+
+    async def held(self, request: Request) -> Response:
+        after, limit = _number(request, "after", -1), _number(request, "limit", PAGE, 1, LONGEST_PAGE)
+        return await self._look(views.held, _name(request, "agent"), _name(request, "run"), after, limit)
+
+    async def decide(self, request: Request) -> Response:
+        agent, run = _name(request, "agent"), _name(request, "run")
+        said = schema.read(schema.NewDecision, await self._body(request))
+        return answer(await self._service.decide(agent, run, said))
 
     async def agents(self, request: Request) -> Response:
         after, limit = request.query_params.get("after", ""), _number(request, "limit", PAGE, 1, LONGEST_PAGE)

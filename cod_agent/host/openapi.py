@@ -72,6 +72,14 @@ OPERATIONS = (
         f"{_RUN}/abandon", "post", "abandon", "Give up the task that stands unfinished in a run.",
         {200: schema.Abandoned}, (404, 409, 422, 503, 507),
     ),
+    Operation(
+        f"{_RUN}/held", "get", "held", "List the versions of a context that wait for a decision.", {200: schema.HeldVersions},
+        (404, *_READ), beside=("after", "limit"),
+    ),
+    Operation(
+        f"{_RUN}/decide", "post", "decide", "Accept or refuse a version that waits, or go back to an older one.",
+        {200: schema.Decided}, (400, 404, 408, 409, 415, 422, 503, 504, 507), schema.NewDecision,
+    ),
     Operation("/v1/agents", "get", "agents", "List agents.", {200: schema.Agents}, _READ, beside=("after_name", "limit")),
     Operation(
         "/v1/agents/{agent}/runs", "get", "runs", "List an agent's runs.", {200: schema.Runs}, (404, *_READ),
@@ -132,7 +140,7 @@ def document(settings: Settings) -> bytes:
     for operation in OPERATIONS:
         paths.setdefault(operation.path, {})[operation.method] = _operation(operation, settings)
     kinds: list[Any] = [(kind, "serialization") for kind in schema.ANSWERS]
-    kinds += [(kind, "validation") for kind in (schema.NewTask, schema.NewFeedback)]
+    kinds += [(kind, "validation") for kind in (schema.NewTask, schema.NewFeedback, schema.NewDecision)]
     _, defined = models_json_schema(kinds, ref_template="#/components/schemas/{model}")
     from cod_agent import __version__
 

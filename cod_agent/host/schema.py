@@ -63,6 +63,15 @@ class NewFeedback(Asked):
     text: str = ""
 
 
+class NewDecision(Asked):
+    """What becomes of a version that is held back, or the way back to an older one."""
+
+    version: Annotated[int, Field(ge=0, le=LAST), Whole]
+    decision: Literal["accept", "refuse", "rollback"]
+    why: str = Field("", max_length=2000, description="Kept with the decision.")
+    force: bool = Field(False, description="Accept it although another version came in force since.")
+
+
 class Said(BaseModel):
     """An answer; what is not finite is null."""
 
@@ -184,6 +193,29 @@ class Context(VersionLine):
     context: str
 
 
+class HeldLine(Said):
+    version: int
+    position: int = Field(description="The task after which it was written.")
+    reason: str = Field(description="Why it is held back.")
+    context: str
+    head: int = Field(description="The version in force.")
+    diff: str = Field(description="From the version in force, unified.")
+    moved_on: bool = Field(description="Whether accepting it undoes what came in force since it was written.")
+
+
+class HeldVersions(Said):
+    agent: str
+    run: str
+    held: list[HeldLine]
+    next: int | None = Field(description="`after` of the next page.")
+
+
+class Decided(Said):
+    agent: str
+    run: str
+    version: int = Field(description="The one in force now.")
+
+
 class Health(Said):
     status: Literal["ok"]
 
@@ -198,7 +230,7 @@ class Ready(Said):
 
 
 ANSWERS: tuple[type[Said], ...] = (
-    Failure, Lived, Accepted, Place, Abandoned, Agents, Runs, Contexts, Context, Health, Ready,
+    Failure, Lived, Accepted, Place, Abandoned, Agents, Runs, Contexts, Context, HeldVersions, Decided, Health, Ready,
 )  # fmt: skip
 
 

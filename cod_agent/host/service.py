@@ -155,6 +155,32 @@ class Service:
                 line.start()
         return given_up
 
+    async def decide(self, agent: str, run: str, said: schema.NewDecision) -> schema.Decided:
+        """Accept or refuse a version that is held back, or go back to an older one, between two tasks of the run.
+
+        Raises:
+            UnknownName, UsageError: see `cod_agent.review.Review`.
+            StillUnderWay: the task under way takes longer than a request waits; ask again.
+        """
+        self._refuse_draining()
+        found = await self.memory.read(lambda conn: runs.find_run(conn, agent, run))
+        review = (await self._agent(agent)).review(run=run)
+        try:
+            async with asyncio.timeout(self.settings.patience):
+                if said.decision == "accept":
+                    await review.accept(said.version, why=said.why, force=said.force)
+                elif said.decision == "refuse":
+                    await review.refuse(said.version, why=said.why)
+                else:
+                    await review.rollback(said.version, why=said.why)
+        except TimeoutError:
+            raise StillUnderWay(
+                f"a task of run {run!r} is under way for more than {self.settings.patience:g} s, and a decision waits for its end: ask "
+                "again"
+            ) from None
+        head = await self.memory.read(lambda conn: runs.latest_context(conn, found.id))
+        return schema.Decided(agent=agent, run=run, version=head.version)
+
     def look(self, view: Callable[..., T], *given: Any) -> T:
         """What `views` show; in a thread of its own, as it may take its time."""
         with look(self.memory.path) as conn:

@@ -6,6 +6,7 @@ import sqlite3
 from collections.abc import Callable
 from typing import Any
 
+from cod_agent import review
 from cod_agent.errors import UnknownName
 from cod_agent.host import inbox, schema
 from cod_agent.memory import read, runs
@@ -70,6 +71,19 @@ def context(conn: sqlite3.Connection, agent: str, run: str, version: int | None)
     if not rows:
         raise UnknownName(f"run {run!r} of agent {agent!r} has no context version {version}")
     return schema.Context(agent=agent, run=run, context=rows[0][1], **rows[0][0])
+
+
+def held(conn: sqlite3.Connection, agent: str, run: str, after: int, limit: int) -> schema.HeldVersions:
+    """The versions of a run that wait for a decision, oldest first.
+
+    Raises:
+        UnknownName: no such agent or run.
+    """
+    _known(conn, agent)
+    found = [one for one in review.held(conn, runs.find_run(conn, agent, run)) if one.version > after]
+    names = ("version", "position", "reason", "head", "diff", "moved_on")
+    lines = [schema.HeldLine(context=one.body, **{name: getattr(one, name) for name in names}) for one in found[:limit]]
+    return schema.HeldVersions(agent=agent, run=run, held=lines, next=lines[-1].version if len(found) > limit else None)
 
 
 def place(conn: sqlite3.Connection, agent: str, run: str, position: int) -> schema.Place:
