@@ -23,6 +23,7 @@ from cod_agent.models.base import Model, Sampling
 from cod_agent.secrets import Secrets
 from cod_agent.solvers.base import Solver
 from cod_agent.tasks import Feedback, Observation, Outcome, Pack, Task
+from cod_agent.write_gate import WriteGate
 
 __version__ = "0.1.0"
 
@@ -47,6 +48,7 @@ __all__ = [
     "Solver",
     "Task",
     "Tokens",
+    "WriteGate",
     "idempotency_key",
     "recorded_tool",
     "tool",
