@@ -6,8 +6,9 @@
 First the removal, one transaction (`cod_agent.memory.removal`): from then on no prompt has any of it, and the runs it reached go on from
 their last clean version. Then their later updates are made again, in order, in a run of their own, `RUN/forget/1`, forked from that
 version: its environment shows what was recorded, its solver answers what was recorded, and the agent's model writes the updates through
-the same gate and limits as any other; the run adopts what comes of it. Whatever stops this, the same call goes on; an agent without a
-model does the removal, and says that the rest waits. These runs say `"purpose": "forget"` in their settings: nobody trains on them.
+the same gate and limits as any other; the run adopts what comes of it. Whatever stops this, the same call goes on. Without a model there
+is the removal, and the updates wait; so do those that the gate holds back, until somebody decides. These runs say `"purpose": "forget"`
+in their settings: nobody trains on them.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from cod_agent.memory import derivation, read, removal, runs
 from cod_agent.memory.descent import Place, places_of
 from cod_agent.memory.observations import unpack_observation
 from cod_agent.memory.removal import Removed
+from cod_agent.review import held
 from cod_agent.tasks import Observation, Task
 
 if TYPE_CHECKING:
@@ -38,6 +40,10 @@ if TYPE_CHECKING:
 
 Named = tuple[str, str]
 """Agent and name of a run."""
+
+MODEL = "a model to make them"
+REVIEW = "a decision about what the write gate holds back in run {}"
+"""What updates wait for."""
 
 
 @dataclass(slots=True)
@@ -47,8 +53,8 @@ class Forgotten:
     removed: Removed
     derived: dict[Named, int] = field(default_factory=dict)
     """By run: the version it adopted, once its later updates were made again."""
-    waiting: list[Named] = field(default_factory=list)
-    """Runs whose updates wait to be made again: do the same with a model."""
+    waiting: dict[Named, str] = field(default_factory=dict)
+    """By run whose later updates are not in force again yet: what they wait for. The same call goes on then."""
     lingering: bool = False
     """Whether somebody who reads an older state of the file keeps it from being cleared: do the same once they have gone."""
 
@@ -60,7 +66,7 @@ class Forgotten:
             "runs": [{"agent": agent, "run": run} for agent, run in self.removed.runs],
             "rows": dict(self.removed.rows),
             "derived": derived,
-            "waiting": [{"agent": agent, "run": run} for agent, run in self.waiting],
+            "waiting": [{"agent": agent, "run": run, "for": what} for (agent, run), what in self.waiting.items()],
             "lingering": self.lingering,
         }
 
@@ -88,11 +94,11 @@ async def forget(
     done.lingering = await asyncio.to_thread(_clear, agent, vacuum)
     for owner, name in done.removed.runs:
         async with _living(agent, owner, name) as (twin, opened):
-            version = await _derive(twin, opened)
-        if version is not None:
-            done.derived[owner, name] = version
-        elif await agent.memory.read(lambda conn, of=opened: derivation.pending(conn, of)) is not None:  # type: ignore[misc]
-            done.waiting.append((owner, name))
+            came = await _derive(twin, opened)
+        if isinstance(came, int):
+            done.derived[owner, name] = came
+        elif came:
+            done.waiting[owner, name] = came
     return done
 
 
@@ -151,16 +157,19 @@ async def _living(agent: CoDAgent, owner: str, name: str) -> AsyncIterator[tuple
             await agent.memory.write(twin._release)
 
 
-async def _derive(agent: CoDAgent, run: runs.Run) -> int | None:
-    """Carry out what a run plans to derive; returns the version it adopted, None if there is no plan, or no model for it."""
-    version = None
+async def _derive(agent: CoDAgent, run: runs.Run) -> int | str:
+    """Carry out what a run plans to derive; returns the version it adopted, what the plan waits for, or "": there is none."""
+    came: int | str = ""
     while (plan := await agent.memory.read(lambda conn: derivation.pending(conn, run))) is not None:
         if plan.updates and agent._model is None:
-            return None
+            return MODEL
         again = await _opened_again(agent, run, plan)
         async with agent._lock(again.name), agent._renewed(again):
             for number, update in enumerate(plan.updates):
                 await _update(agent, again, number, update)
+                await agent._try_held(again)
+            if await agent.memory.read(lambda conn, of=again: held(conn, of)):  # type: ignore[misc]
+                return REVIEW.format(again.name)
 
             def adopt(conn: sqlite3.Connection, plan: derivation.Plan = plan, again: runs.Run = again) -> runs.Context:
                 found = runs.latest_context(conn, again.id)
@@ -168,8 +177,8 @@ async def _derive(agent: CoDAgent, run: runs.Run) -> int | None:
                 more = {"derive": then.json()} if then else {}
                 return runs.adopt(conn, run, found.id, {"reason": removal.REASON, "derived": plan.run, **more})
 
-            version = (await agent.memory.write(adopt)).version
-    return version
+            came = (await agent.memory.write(adopt)).version
+    return came
 
 
 async def _opened_again(agent: CoDAgent, run: runs.Run, plan: derivation.Plan) -> runs.Run:

@@ -184,10 +184,10 @@ def _told(db: Path, done: Forgotten) -> None:
     typer.echo(f"{_tasks(done.removed)} forgotten, in {len(done.removed.runs)} runs: {_rows(done.removed)}.")
     for (agent, run), version in done.derived.items():
         typer.echo(f"{agent}, {run}: what remains was learnt again; version {version} is in force.")
-    for agent, run in done.waiting:
-        typer.echo(f"{agent}, {run}: it goes on from its last clean version; what it learnt after the task waits.")
+    for (agent, run), what in done.waiting.items():
+        typer.echo(f"{agent}, {run}: it goes on from its last clean version; its later updates wait for {what}.")
     if done.waiting:
-        typer.echo("The same command with --model makes those updates again.")
+        typer.echo("The same command with --model goes on then.")
     if done.lingering:
         typer.echo(f"Another program keeps an older state of {db} open: do the same again when it has gone.")
 

@@ -346,7 +346,9 @@ def updated(
     new = _write_version(conn, run.id, version, parent.id, body, sources, episode_id=episode_id, **wrote)
     rows.update(conn, "tasks", known.id, {"state": "updated"})
     said = {"episode": made, "from": [parent.version, parent.hash], "version": version, "context": new.hash}
-    said |= {"sources": sources, "weights": wrote["weights"], **({"held": held} if held else {})}
+    said |= {"sources": sources, "weights": wrote["weights"]}
+    # Findings quote the text that was held back. Their hashes are committed, so that they can go with it.
+    said |= {"held": text_hash(held), "sources": value_hash(sources)} if held else {}
     commit(conn, run.id, "updated", known.position, said)
     return new
 

@@ -7,12 +7,14 @@ commit's `detail` holds the number of rows of each part and a digest over their 
 
 from __future__ import annotations
 
+import json
 import sqlite3
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 from cod_agent.memory import rows, runs
-from cod_agent.memory.hashing import canonical, text_hash
+from cod_agent.memory.gone import WORDS
+from cod_agent.memory.hashing import canonical, text_hash, value_hash
 
 PARTS: dict[str, tuple[str, tuple[str, ...], str]] = {
     "head": ("heads", ("body",), "hash"),
@@ -48,12 +50,27 @@ def bury(
     """
     seq = conn.execute("SELECT max(seq) + 1 FROM commits WHERE run_id = ?", (run_id,)).fetchone()[0]
     counts: dict[str, int] = {}
+    found: dict[str, list[str]] = {}
     for part, ids in buried.items():
         counts[part] = sum(_bury(conn, run_id, seq, part, row_id) for row_id in sorted(set(ids)))
+        found |= _bury_findings(conn, ids, WORDS[what]) if part == "context" else {}
     counts = {part: count for part, count in counts.items() if count}
-    said = {**why, "rows": counts, "digest": digest(conn, run_id, seq)}
+    said = {**why, "rows": counts, "digest": digest(conn, run_id, seq), **({"held": found} if found else {})}
     runs.commit(conn, run_id, what, position, said, detailed=True)
     return counts
+
+
+def _bury_findings(conn: sqlite3.Connection, ids: Iterable[int], word: str) -> dict[str, list[str]]:
+    """Why versions were held back quotes them; returns the hashes of what goes, by version."""
+    hashes = {}
+    for row_id in sorted(set(ids)):
+        query = "SELECT version, held, sources FROM contexts WHERE id = ? AND held NOT IN ('', ?)"
+        for version, held, sources in conn.execute(query, (row_id, f"({word})")).fetchall():
+            before = json.loads(sources)
+            hashes[str(version)] = [text_hash(held), value_hash(before)]
+            left = [{key: value for key, value in source.items() if key != "findings"} for source in before]
+            rows.update(conn, "contexts", row_id, {"held": f"({word})", "sources": canonical(left)})
+    return hashes
 
 
 def _bury(conn: sqlite3.Connection, run_id: int, seq: int, part: str, row_id: int) -> int:

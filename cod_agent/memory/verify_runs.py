@@ -272,12 +272,22 @@ class _Walk:
             "origin": None if first["parent_id"] is None else self._named(first["parent_id"])[:3],
         }
 
+    def _findings(self, version: int) -> list[str] | None:
+        """Of a version that was held back and is gone: the hashes of why, and of where its text came from."""
+        took = (json.loads(row["detail"]) for row in self.commits if row["what"] in ("forgot", "pruned"))
+        return next((said["held"][str(version)] for said in took if str(version) in said.get("held", {})), None)
+
     def _updated(self, said: dict[str, Any], episode: Row) -> dict[str, Any] | None:
         new = self.by_episode.get(episode["id"])
         if new is None or new["parent_id"] != episode["context_id"] or episode["reason"]:
             return None
-        said |= {"version": new["version"], "context": new["hash"], **({"held": new["held"]} if new["held"] else {})}
-        return {**said, "sources": json.loads(new["sources"]), "weights": new["weights"]}
+        sources = json.loads(new["sources"])
+        said |= {"version": new["version"], "context": new["hash"], "sources": sources, "weights": new["weights"]}
+        if new["held"]:
+            gone = self._findings(new["version"]) if new["body"] is None else None
+            held, sources = gone or (text_hash(new["held"]), value_hash(sources))
+            said |= {"held": held, "sources": sources}
+        return said
 
     def _may_be(self, episode: Row) -> tuple[str, ...]:
         """The states an episode may be in. Of a solve episode that ended, its commit's hash knows which."""
