@@ -204,7 +204,7 @@ def test_a_reader_keeps_no_writer_waiting_and_is_named_and_the_wal_shrinks_when_
     if Path("/proc/locks").exists():
         assert f"process {reading.pid}" in finding.said and finding.do == "end what reads for so long"
     reading.communicate("\n")
-    write(memory, 2)
+    write(memory, 20)
     assert (tmp_path / "life.db-wal").stat().st_size <= WAL_LIMIT
     assert found(path, "WAL")[0].level == "ok"
     memory.close()

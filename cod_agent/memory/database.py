@@ -41,7 +41,9 @@ _Result = tuple[Any, BaseException | None]
 
 BUSY_SECONDS = 30.0
 WAL_LIMIT = 16_000_000
-"""Bytes that FILE-wal is cut to when its pages are in the file. While somebody reads an old state it grows: no write waits for that."""
+"""Bytes of FILE-wal that are enough. It grows beyond while somebody reads an old state: no write waits for that for long."""
+_SHRINK_MS, _PATIENCE_MS = 25, 3200
+"""How long a large WAL waits for readers: for each `WAL_LIMIT` of its size, and at most. All writers wait with it."""
 _LARGEST_BATCH = 256
 _SLOW_SECONDS = 0.005
 """A commit that took longer than this on average sends the next ones to a worker thread."""
@@ -98,6 +100,10 @@ class Memory:
         )
         self._queues: dict[asyncio.AbstractEventLoop, _Queue] = {}
         self._commit_seconds = 0.0
+        self._large_wal = 0
+        """Bytes of the WAL when it could not be emptied; 0: SQLite's own checkpoints keep it small."""
+        self._waited_at = 0
+        """Bytes of the WAL when readers were last waited for."""
         self._guard: Any = None
         try:
             self._conn = self._connect()
@@ -275,6 +281,7 @@ class Memory:
                         else [self._savepoint(conn, job) for job in jobs]
                     )
                     conn.execute("COMMIT")
+                    self._shrink(conn)
             except BaseException as error:
                 with contextlib.suppress(sqlite3.Error):  # closed, or the disk is gone altogether
                     conn.rollback()
@@ -282,6 +289,26 @@ class Memory:
                 results = [(None, error)] * len(jobs)
             self._commit_seconds += 0.1 * (time.perf_counter() - started - self._commit_seconds)
         return [(value, translate(e, self.path) if isinstance(e, sqlite3.Error) else e) for value, e in results]
+
+    def _shrink(self, conn: sqlite3.Connection) -> None:
+        """Readers that follow each other without a gap would keep the WAL from ever beginning anew. One that is large is emptied as soon
+        as nobody reads; each time it has doubled, readers are waited for, the longer the larger it is. In between nothing is tried: it
+        would cost each commit two fsyncs."""
+        with contextlib.suppress(OSError, sqlite3.Error):  # the transaction is on disk, whatever comes of this
+            size, before = os.stat(f"{self.path}-wal").st_size, self._large_wal
+            if size > before + WAL_LIMIT:
+                doubled = size > 2 * self._waited_at
+                self._waited_at = size if doubled else self._waited_at
+                patience = min(size // WAL_LIMIT * _SHRINK_MS, _PATIENCE_MS) if doubled else 0
+                conn.execute(f"PRAGMA busy_timeout = {patience}").fetchone()
+                busy = conn.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]
+                conn.execute(f"PRAGMA busy_timeout = {BUSY_SECONDS * 1000:.0f}").fetchone()
+                self._large_wal = size if busy else 0
+            elif size < before:  # another process had more luck
+                self._large_wal = 0
+            if bool(self._large_wal) != bool(before):
+                conn.execute(f"PRAGMA wal_autocheckpoint = {0 if self._large_wal else 1000}").fetchone()
+                self._waited_at = self._waited_at if self._large_wal else 0
 
     def _do(self, conn: sqlite3.Connection, job: Job[Any]) -> Any:
         stones = conn.execute("SELECT max(id) FROM tombstones").fetchone()[0]

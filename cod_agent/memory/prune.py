@@ -29,7 +29,7 @@ from cod_agent.memory.runs import Run
 from cod_agent.memory.tombstones import PARTS, bury
 
 DAY = 86400.0
-_AT_ONCE = 50
+_AT_ONCE = 10
 """Tasks of one transaction: other writers wait for it."""
 
 UNSETTLED = "not settled, or settled later"
