@@ -171,10 +171,8 @@ class Lifecycle:
             try:
                 async with episode.timed():
                     answer = await _solved(solver, known.task, before.body, tools)
-            except Exception as error:
+            except BudgetSpent:
                 if episode.spent is None:
-                    if episode.stopped is not None and error is not episode.stopped:
-                        raise episode.stopped from error
                     raise
         spent = episode.spent
         lost = str(spent) if spent is not None and spent.what == "seconds" else tools.aborted

@@ -293,6 +293,30 @@ async def test_it_holds_for_an_applications_own_client(tmp_path: Path, stream: b
     assert outcome.reason.startswith("budget-calls")
 
 
+async def test_it_ends_even_a_solver_that_tries_again_for_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cod_agent.journal.episode.GRACE", 0.2)
+
+    async def stubborn(task: Task, context: str, tools: Any) -> str:
+        async with openai.AsyncOpenAI(base_url=server.url, api_key="k", http_client=recording_client()) as client:
+            for turn in range(20):
+                while True:
+                    try:
+                        await client.chat.completions.create(
+                            model="m", messages=[{"role": "user", "content": str(turn)}]
+                        )
+                        break
+                    except openai.OpenAIError:
+                        await asyncio.sleep(0)
+        return "done"
+
+    with ScriptedServer() as server:
+        async with CoDAgent(
+            "a", memory=tmp_path / "a.db", solver=stubborn, budget=Budget(calls=3), updates=False
+        ) as agent:
+            outcome = await asyncio.wait_for(agent.solve(Task(id="x")), 10)
+    assert (server.count, outcome.reason) == (3, "budget-calls: the episode has spent 3 of 3 calls")
+
+
 async def test_streams_that_are_open_at_once_count_and_wait_for_nobody(tmp_path: Path) -> None:
     async def solver(task: Task, context: str, tools: Any) -> str:
         async with openai.AsyncOpenAI(base_url=server.url, api_key="k", http_client=recording_client()) as client:

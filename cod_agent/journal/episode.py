@@ -27,6 +27,7 @@ from cod_agent.budget import Meter, most_tokens
 from cod_agent.errors import (
     BudgetSpent,
     CodError,
+    ModelError,
     ModelOverloaded,
     ReplayDiverged,
     StoreError,
@@ -53,6 +54,9 @@ STOPS = (StoreError, ReplayDiverged, ToolInDoubt, BudgetSpent)
 
 ATTEMPTS = 100
 """Failed attempts of calls without an answer between them, after which a process tries no more: programs may retry without end."""
+
+GRACE = 5.0
+"""Seconds a program has to end by itself when its episode was stopped; then it is cut off."""
 
 PATIENCE = 1.0
 """Seconds a new request waits while recorded ones are unasked for, in case a parallel branch is about to ask."""
@@ -94,8 +98,9 @@ class Episode:
     redact: Redact | None = None
     calls: int = 0
     """Model calls answered so far, from the record or live."""
-    stopped: CodError | None = None
-    """One of `STOPS` that was raised in here."""
+    _stopped: CodError | None = None
+    _limit: asyncio.Timeout | None = None
+    """Cuts off what goes on inside of `timed`."""
     meter: Meter | None = None
     """What may be spent in here; None: whatever it takes."""
     over: bool = False
@@ -140,7 +145,9 @@ class Episode:
         self._token = _CURRENT.set(self)
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, ModelError):  # endpoints repeat what they were sent
+            error.args = (self.tap.text(str(error)),)
         self.over = True
         _CURRENT.reset(self._token)
 
@@ -191,30 +198,43 @@ class Episode:
         return sum(not recorded.used for recorded in self._known.values())
 
     @property
+    def stopped(self) -> CodError | None:
+        """One of `STOPS` that was raised in here, or another reason why nothing more is done."""
+        return self._stopped
+
+    @stopped.setter
+    def stopped(self, why: CodError | None) -> None:
+        self._stopped = why
+        if self._limit is not None and not self._limit.expired():
+            # A program that tries again whatever is raised would do so without end.
+            self._limit.reschedule(asyncio.get_running_loop().time() + GRACE)
+
+    @property
     def spent(self) -> BudgetSpent | None:
         """The budget of its own that ended it, if one did."""
         return self.stopped if isinstance(self.stopped, BudgetSpent) and not self.stopped.run else None
 
     @contextlib.asynccontextmanager
     async def timed(self) -> AsyncIterator[None]:
-        """What goes on in here is cut off when the episode's seconds are over.
+        """What goes on in here is cut off when the episode's seconds are over, or soon after something stopped it.
 
         Raises:
-            BudgetSpent: they are.
+            CodError: what stopped it, whatever the program made of it.
         """
-        if self.meter is None or self.meter.until is None:
-            yield
-            return
+        until, error = self.meter and self.meter.until, None
         try:
-            async with asyncio.timeout(max(0.0, self.meter.until - time.monotonic())) as limit:
+            async with asyncio.timeout(None if until is None else max(0.0, until - time.monotonic())) as self._limit:
                 yield
-        except Exception:
-            if not limit.expired():
+        except Exception as raised:
+            error = raised
+            if self._stopped is None and not self._limit.expired():
                 raise
-        if limit.expired():  # whatever the program made of being cut off
-            self.stopped = self.meter.late()
-        if self.stopped is not None:
-            raise self.stopped
+        finally:
+            limit, self._limit = self._limit, None
+        if self._stopped is None and self.meter is not None and limit is not None and limit.expired():
+            self._stopped = self.meter.late()
+        if self._stopped is not None:
+            raise self._stopped from (None if error is self._stopped else error)
 
     def finish(self) -> None:
         """At the end of an episode everything recorded must have been asked for.
