@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
 from cod_agent import CoDAgent, Memory
+from cod_agent.cli import app
 from cod_agent.completions import Completion
 from cod_agent.context import Message
 from cod_agent.environments import FrozenLake
@@ -203,3 +205,67 @@ def test_a_gate_that_makes_no_sense() -> None:
             WriteGate(**wrong)  # type: ignore[arg-type]
     with pytest.raises(UsageError, match="open"):
         WriteGate("open", judge=lambda proposal: [])
+
+
+# ---- from the command line ----
+
+
+def cod(*words: object) -> Any:
+    return CliRunner().invoke(app, [str(word) for word in words])
+
+
+async def test_decisions_from_the_command_line(memory: Memory) -> None:
+    await live(memory, [GOOD, BAD, f"{GOOD}\nIt closes\x1b[31m at six."], "quarantine")
+    path = memory.path
+    said = cod("context", "review", path)
+    assert "version 2 of a, life, written after task 1; version 1 is in force" in said.stdout
+    assert "\x1b" not in said.stdout and "It closes\\x1b[31m at six." in said.stdout
+    assert said.stdout.endswith("2 versions wait for a decision\n")
+    held = json.loads(cod("context", "review", path, "--json").stdout)["held"]
+    assert [(one["version"], one["findings"][0]["kind"]) for one in held] == [(2, "order"), (3, "hidden")]
+    assert cod("context", "review", path, "--refuse", 2, "--why", "no").exit_code == 0
+    assert json.loads(cod("context", "review", path, "--accept", 3, "--json").stdout) == {"accepted": 3, "version": 4}
+    assert cod("context", "show", path).stdout.startswith(f"{GOOD}\nIt closes")
+    assert json.loads(cod("context", "rollback", path, "--version", 1, "--json").stdout) == {
+        "rollback": 1,
+        "version": 5,
+    }
+    assert cod("context", "fork", path, "--version", 4, "--to", "trial").exit_code == 0
+    lines = json.loads(cod("context", "blame", path, "--run", "trial", "--json").stdout)["lines"]
+    assert [(line["position"], line["run"]) for line in lines] == [(0, "life"), (2, "life")]
+    for wrong, why in (
+        (("review", path, "--run", "life", "--accept", 2), "was refused"),
+        (("review", path, "--run", "life", "--accept", 1, "--refuse", 2), "one decision at a time"),
+        (("rollback", path, "--run", "life", "--version", 2), "never in force"),
+        (("rollback", path, "--version", 2), "has 2 runs"),
+        (("fork", path, "--run", "life", "--version", 1, "--to", "trial"), "has a run 'trial' already"),
+        (("fork", path, "--run", "life", "--version", 9, "--to", "x"), "no context version 9"),
+    ):
+        failed = cod("context", *wrong)
+        assert failed.exit_code == 1 and why in failed.stderr, failed.stderr
+    assert verify(path).ok
+
+
+def test_canaries_from_the_command_line(tmp_path: Path) -> None:
+    path = tmp_path / "lake.db"
+    run = [
+        "run",
+        "frozen-lake:tiny",
+        "--model",
+        "scripted:perfect",
+        "--packs",
+        1,
+        "--seed",
+        3,
+        "--gate",
+        "review",
+        "--db",
+        path,
+    ]
+    lived = cod(*run)
+    assert "3 held back" in lived.stdout and "context held back (review: every update" in lived.stdout, lived.output
+    trials = json.loads(cod("context", "canary", path, "--tasks", 2, "--json").stdout)["trials"]
+    assert [(trial["version"], trial["adopted"]) for trial in trials] == [(1, True)]
+    again = cod("context", "canary", path, "--agent", "agent", "--run", "frozen-lake:tiny/eval/3/0")
+    assert again.stdout == "0 tried\n", again.output
+    assert verify(path).ok
