@@ -60,7 +60,7 @@ SELECT e.id, e.kind, e.state, json_extract(r.settings, '$.purpose'), CASE e.kind
 FROM episodes e JOIN runs r ON r.id = e.run_id JOIN tasks t ON t.run_id = e.run_id AND t.position = e.position ORDER BY e.id
 """
 _CALLS = """
-SELECT h.body, c.style, c.prompt_id, c.answer_id, c.finish_reason, c.inexact
+SELECT CASE WHEN c.envelope IS NOT NULL THEN h.body END, c.style, c.prompt_id, c.answer_id, c.finish_reason, c.inexact
 FROM calls c JOIN heads h ON h.id = c.head_id WHERE c.episode_id = ? ORDER BY c.id
 """
 

@@ -71,7 +71,7 @@ class Believer:
         self.calls = 0
 
     async def complete(self, messages: Sequence[Message], *, on_delta: Any = None) -> Completion:
-        return await record_completion("believer", messages, {}, self._answer)
+        return await record_completion("believer", messages, {"temperature": 1.0}, self._answer)
 
     async def _answer(self, messages: Sequence[Message]) -> Completion:
         self.calls += 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import shutil
 import sqlite3
@@ -17,6 +18,7 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 pytest.importorskip("gguf")
 
+from forgetful import PLANTED, house, lived, tasks  # noqa: E402
 from transformers import (  # noqa: E402
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -358,6 +360,19 @@ def test_the_command_teaches_and_tells(perfect, stranger, tmp_path):
     assert told.exit_code == 0, told.output
     assert "below the reward asked for" in told.output and str(out / REPORT) in told.output
     assert CliRunner().invoke(app, [*said, "--kind", "solv"]).exception.args[0].startswith("--kind is 'solv'")
+
+
+def test_what_was_forgotten_is_no_transcript_though_another_run_said_the_same(tmp_path):
+    async def live():
+        async with house(tmp_path / "a.db") as agent:
+            await lived(agent, tasks(4, {1: "feedback"}))
+            await lived(agent, tasks(2), run="other")
+            await agent.forget("room1", run="life")
+
+    asyncio.run(live())
+    found, left_out = read_transcripts([tmp_path / "a.db"])
+    assert len(found) == 4 + 2 and PLANTED not in str(found), "the other run, and the first task of the life"
+    assert left_out["update episodes of runs lived for another purpose (forget)"] == 2
 
 
 def test_the_command_line_says_a_mistake_in_one_sentence(perfect, tmp_path, monkeypatch, capsys):

@@ -80,7 +80,9 @@ def merge(
 
 def _together(conn: sqlite3.Connection, copies: list[_Copy]) -> list[str]:
     """Inside a transaction: all of these, and nothing that was taken out there stays here unneeded. Raises: UsageError."""
-    came = [copy(conn) for copy in copies]
+    came = [copy.copy(conn) for copy in copies]
+    for copy in copies:  # a run may have adopted a version of one that began after it
+        copy.link()
     references = References(conn)
     for part in ("message", "head"):
         table = PARTS[part][0]
@@ -107,9 +109,17 @@ class _Copy:
         self._nodes: dict[int, int] = {}
         self._ids: dict[str, dict[int, int]] = {table: {} for table in ("contexts", "tasks", "calls", "effects")}
         """New ids by old ones."""
+        self._adopted: dict[int, int] = {}
+        """Contexts here whose parents, rows there, were not here yet."""
 
     def __call__(self, conn: sqlite3.Connection) -> str:
         """Inside a transaction: what happened, as a field of `Merged`."""
+        came = self.copy(conn)
+        self.link()
+        return came
+
+    def copy(self, conn: sqlite3.Connection) -> str:
+        """All but the links to runs that are yet to come."""
         self._here, run = conn, self._run
         named = (run["agent"], run["name"])
         row = conn.execute("SELECT id FROM runs WHERE agent = ? AND name = ?", named).fetchone()
@@ -130,6 +140,14 @@ class _Copy:
         if not held:
             lease.release(conn, row[0])
         return "extended"
+
+    def link(self) -> None:
+        """Raises: UsageError, where a run that this one comes from is in neither file."""
+        for made, parent in self._adopted.items():
+            above = self._forked_from(parent)
+            if above is None:
+                raise self._alone(parent)
+            rows.update(self._here, "contexts", made, {"parent_id": above})
 
     def _copy(self) -> None:
         run_id = self._run["id"]
@@ -168,20 +186,26 @@ class _Copy:
             above = parent if parent is None else ids.get(parent) or self._forked_from(parent)
             moved = {**row, "run_id": new_run, "parent_id": above, "episode_id": None}
             ids[row["id"]] = self._put("contexts", moved, "run_id, version")
+            if parent is not None and above is None:
+                self._adopted[ids[row["id"]]] = parent
         return ids
 
-    def _forked_from(self, parent: int) -> int:
+    def _forked_from(self, parent: int) -> int | None:
+        """The row here of another run's version there."""
         query = "SELECT c.id, r.agent, r.name, c.version, c.hash FROM contexts c JOIN runs r ON r.id = c.run_id WHERE "
         _, agent, name, version, hashed = self._there.execute(f"{query} c.id = ?", (parent,)).fetchone()
         same = (agent, name, version, hashed)
         row = self._here.execute(
             f"{query} r.agent = ? AND r.name = ? AND c.version = ? AND c.hash = ?", same
         ).fetchone()
-        if row is None:
-            raise UsageError(
-                f"{self._what} was forked from version {version} of run {name!r}, which {self._path} has not: merge that too"
-            )
-        return int(row[0])
+        return row and int(row[0])
+
+    def _alone(self, parent: int) -> UsageError:
+        query = "SELECT c.version, r.name FROM contexts c JOIN runs r ON r.id = c.run_id WHERE c.id = ?"
+        version, name = self._there.execute(query, (parent,)).fetchone()
+        return UsageError(
+            f"{self._what} was forked from version {version} of run {name!r}, which {self._path} has not: merge that too"
+        )
 
     def _episode(self, episode: int, new: int) -> None:
         calls: dict[int | None, int | None] = {None: None}
