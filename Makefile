@@ -12,7 +12,7 @@ PYTEST = -m pytest -n $(AT_ONCE) --dist loadfile --no-loadscope-reorder
 WORLDS = alchemy frozen_lake frozen_lake_players grid_navigation gymnasium
 EXPERIMENTS = learning ablation records longer contexts loop mixed
 
-.PHONY: demo test test-fast test-cluster test-openai2 test-vllm lint audit format benchmarks results results-fast clean
+.PHONY: demo test test-fast test-cluster test-openai2 test-vllm lint audit format benchmarks results results-fast verify-all long-life clean
 
 demo: $(VENV)/.demo
 	$(BIN)/cod demo
@@ -56,6 +56,15 @@ benchmarks: $(VENV)/.dev
 	$(BIN)/python benchmarks/credit.py
 	$(BIN)/python benchmarks/merging.py
 	$(BIN)/python benchmarks/conversations.py
+
+# Every value of every kind of row changed, one at a time, and five thousand bits flipped: minutes.
+verify-all: $(VENV)/.dev
+	COD_VERIFY_ALL=1 $(BIN)/python $(PYTEST) tests/test_verify.py
+
+# Two lives of 2,000 tasks, minutes; writes the data and the figure of docs/results/long-life.md.
+long-life: $(VENV)/.dev
+	$(BIN)/python experiments/life.py
+	$(BIN)/python experiments/pages.py
 
 # A small version of every experiment of docs/results, minutes; what it finds is printed and kept as NAME-fast.json in runs/.
 results-fast: $(VENV)/.dev

@@ -1,6 +1,6 @@
 """A long life in one run: does anything grow with the tasks behind it?
 
-    python benchmarks/long_life.py [--tasks 2000] [--out docs/results/data/long-life.json]
+    python benchmarks/long_life.py [--tasks 2000]
 
 Two lives. `application`: tasks are solved one by one by a scripted model, their feedback comes afterwards, and after each one a note of
 2,000 characters is written anew. `frozen-lake`: one pack of that many tasks, lived by the world's remembering player. After every
@@ -227,27 +227,27 @@ def _scanning(conn: sqlite3.Connection, asked: dict[str, str]) -> Iterator[str]:
                     yield f"{plan}: {shape}"
 
 
+def whole(folder: Path, kind: str, tasks: int, every: int) -> dict[str, Any]:
+    """One life with its readings, their slopes, and what its whole run takes afterwards."""
+    path = folder / f"{kind}.db"
+    readings = live(path, kind, tasks, every)
+    return {
+        "readings": readings,
+        "slopes": {name: slope(readings, name, every) for name in readings[0]},
+        "seconds": afterwards(path, kind, tasks),
+        "file_mb": round(path.stat().st_size / 1e6, 3),
+    }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tasks", type=int, default=2000)
     parser.add_argument("--every", type=int, default=100)
-    parser.add_argument("--out", type=Path, help="also keep it here")
     given = parser.parse_args()
-    found: dict[str, Any] = {"tasks": given.tasks, "every": given.every, "lives": {}}
     with tempfile.TemporaryDirectory() as folder:
-        for kind in LIVES:
-            path = Path(folder) / f"{kind}.db"
-            readings = live(path, kind, given.tasks, given.every)
-            found["lives"][kind] = {
-                "readings": readings,
-                "slopes": {name: slope(readings, name, given.every) for name in readings[0]},
-                "seconds": afterwards(path, kind, given.tasks),
-                "file_mb": round(path.stat().st_size / 1e6, 3),
-            }
-    said = json.dumps(found, indent=1)
-    if given.out:
-        given.out.write_text(said + "\n")
-    sys.stdout.write(said + "\n")
+        lives = {kind: whole(Path(folder), kind, given.tasks, given.every) for kind in LIVES}
+    json.dump(lives, sys.stdout, indent=1)
+    sys.stdout.write("\n")
 
 
 if __name__ == "__main__":
