@@ -12,7 +12,7 @@ PYTEST = -m pytest -n $(AT_ONCE) --dist loadfile --no-loadscope-reorder
 WORLDS = alchemy frozen_lake frozen_lake_players grid_navigation gymnasium
 EXPERIMENTS = learning ablation records longer contexts loop mixed
 
-.PHONY: demo test test-fast test-cluster test-openai2 test-vllm lint audit format benchmarks results results-fast verify-all long-life clean
+.PHONY: demo test test-fast test-cluster test-openai2 test-vllm crash lint audit format benchmarks results results-fast verify-all long-life clean
 
 demo: $(VENV)/.demo
 	$(BIN)/cod demo
@@ -34,6 +34,10 @@ test-openai2: $(VENV)-openai2/.dev
 # Real model servers. vLLM asks for other versions than training does, so that it has an environment of its own.
 test-vllm: $(VENV)/.dev $(VENV)-vllm/.dev
 	COD_VLLM_PYTHON=$(abspath $(VENV)-vllm/bin/python) $(BIN)/python -m pytest -m vllm
+
+# A life of 20 tasks, killed at every point it comes by (thousands), and with disks that fail, fill up and lose their power: docs/crashes.md.
+crash: $(VENV)/.dev
+	cd tests && $(abspath $(BIN))/python -m crash
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

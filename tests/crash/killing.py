@@ -9,6 +9,7 @@ from __future__ import annotations
 import gc
 import json
 import os
+import resource
 import shutil
 import signal
 import sqlite3
@@ -17,7 +18,7 @@ import sys
 import traceback
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import closing, nullcontext
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from random import Random
@@ -45,6 +46,13 @@ class End:
     """What SQLite writes and syncs fails from this one to before that one."""
     full: bool = True
     """Failing means a full disk; else it means I/O errors."""
+    longest: int = 0
+    """The system lets no file grow beyond so many bytes."""
+    space: int = 0
+    """The file system, a small one, has so many bytes left."""
+
+
+LEFT_ALONE = End()
 
 
 @dataclass(frozen=True)
@@ -69,22 +77,23 @@ class Verdict:
     """Rows whose commit was acknowledged and that a cut took, of a file that is not durable."""
 
 
-def ended(folder: Path, end: End = End(), threads: bool = False, doubts: Sequence[str] = ()) -> str:  # noqa: B008
+def ended(folder: Path, end: End = LEFT_ALONE, threads: bool = False, doubts: Sequence[str] = ()) -> str:
     """Live in a fork, and say how it ended.
 
     Raises:
         RuntimeError: in a way that is none of these.
     """
-    pid = os.fork()
-    if pid == 0:
-        code = 1
-        try:
-            signal.alarm(PATIENCE)
-            code = _live(folder, end, threads, doubts)
-        except BaseException:
-            traceback.print_exc()
-        os._exit(code)
-    status = os.waitpid(pid, 0)[1]
+    with _little_space(folder.parent, end.space) if end.space else nullcontext():
+        pid = os.fork()
+        if pid == 0:
+            code = 1
+            try:
+                signal.alarm(PATIENCE)
+                code = _live(folder, end, threads, doubts)
+            except BaseException:
+                traceback.print_exc()
+            os._exit(code)
+        status = os.waitpid(pid, 0)[1]
     if os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL:
         return "killed"
     if os.WIFEXITED(status) and os.WEXITSTATUS(status) in (0, 3):
@@ -92,12 +101,34 @@ def ended(folder: Path, end: End = End(), threads: bool = False, doubts: Sequenc
     raise RuntimeError(f"{end}: ended with {status}")
 
 
-def _live(folder: Path, end: End, threads: bool, doubts: Sequence[str], durable: bool = True) -> int:
+@contextmanager
+def _little_space(folder: Path, left: int) -> Iterator[None]:
+    """Have only so many bytes left where the folder is."""
+    found = os.statvfs(folder)
+    with (folder / "filler").open("wb") as filler:
+        os.posix_fallocate(filler.fileno(), 0, found.f_bavail * found.f_frsize - left)
+    try:
+        yield
+    finally:
+        (folder / "filler").unlink()
+
+
+def _live(
+    folder: Path,
+    end: End = LEFT_ALONE,
+    threads: bool = False,
+    doubts: Sequence[str] = (),
+    durable: bool = True,
+    watched: bool = False,
+) -> int:
     database._SLOW_SECONDS = -1.0 if threads else 1e9
     words = "database or disk is full" if end.full else "disk I/O error"
-    points.watch_store()
-    disk.DISK.install()
+    if end != LEFT_ALONE or watched:
+        points.watch_store()
+        disk.DISK.install()
     points.order(end.dies, (*end.statements, words))
+    if end.longest:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (end.longest, end.longest))
     failing = disk.failing(*end.writes, end.full) if end.writes != (0, 0) else nullcontext()
     try:
         with failing:
@@ -135,7 +166,7 @@ class Judge:
         counted, told = self._fresh("counted"), os.pipe()
         pid = os.fork()
         if pid == 0:
-            _live(counted, End(), False, ())
+            _live(counted, watched=True)
             os.write(told[1], json.dumps(points.kinds).encode())
             os._exit(0)
         os.waitpid(pid, 0)
@@ -146,7 +177,7 @@ class Judge:
         folder, verdict = self._fresh("trial"), Verdict()
         log = life.Log(folder / "log")
         recorded, made, doubtful = 0, 0, set[str]()
-        for end in (*trial.ends, End()):
+        for end in (*trial.ends, LEFT_ALONE):
             verdict.ended.append(ended(folder, end, trial.threads))
             whole = verdict.ended[-1] == "done"
             before, made_before = recorded, made
@@ -188,7 +219,7 @@ class Judge:
     def _ops(self, durable: bool) -> list[disk.Op]:
         if durable not in self._operations:
             folder = self._fresh(f"recorded-{durable}")
-            self._operations[durable] = power.recorded(folder, lambda: _live(folder, End(), False, (), durable))
+            self._operations[durable] = power.recorded(folder, lambda: _live(folder, durable=durable, watched=True))
         return self._operations[durable]
 
     def _copied(self, folder: Path, verdict: Verdict) -> Path:
@@ -308,8 +339,8 @@ def _asked(line: str) -> Trial | power.Cut:
     is_trial, said = json.loads(line)
     if not is_trial:
         return power.Cut(**said)
-    ends = tuple(End(end["dies"], tuple(end["statements"]), tuple(end["writes"]), end["full"]) for end in said["ends"])
-    return Trial(ends, said["threads"])
+    ends = [{name: tuple(is_) if isinstance(is_, list) else is_ for name, is_ in end.items()} for end in said["ends"]]
+    return Trial(tuple(End(**end) for end in ends), said["threads"])
 
 
 def _serve(folder: Path) -> None:
