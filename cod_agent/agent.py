@@ -279,7 +279,7 @@ class CoDAgent:
     async def abandon(self, *, run: str = LIFE, reason: str = "abandoned") -> None:
         """Give up what stands unfinished in a run, so that another task can be solved: the task at its end, or else the first update
         that is due, which a model may refuse for good; the last good context stays."""
-        opened = await self._opened(run, None, None, must_exist=True)
+        opened, reason = await self._opened(run, None, None, must_exist=True), self._tap.text(reason)
         async with self._lock(run):
             life = self._lifecycle(opened)
             left = await self.memory.read(lambda conn: read.in_state(conn, opened, "open"))

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from cod_agent.blame import Line, blame, encode, follow, read_by
@@ -17,7 +17,7 @@ from cod_agent.budget import Limits
 from cod_agent.completions import Completion
 from cod_agent.context import Message, Prompts, Trajectory, UpdateRefused, parse_update, prompts_for
 from cod_agent.environments.base import Environment, Session, Tool, started, tools_of
-from cod_agent.errors import BudgetSpent, ModelError, UsageError
+from cod_agent.errors import BudgetSpent, UsageError
 from cod_agent.events import (
     Answered,
     ContextHeld,
@@ -281,11 +281,7 @@ class Lifecycle:
                     "this agent has no model to ask: give CoDAgent(model=...), or updates=False with a solver of your own"
                 )
             pieces = Pieces(self.ways.redact, lambda text: self._tell(Delta(self.run.name, position, text)))
-            try:
-                completion = await self.ways.model.complete(messages, on_delta=self.emit and pieces.add)
-            except ModelError as error:  # endpoints repeat what they were sent, keys and all
-                error.args = (Tap(self.ways.redact).text(str(error)),)
-                raise
+            completion = await self.ways.model.complete(messages, on_delta=self.emit and pieces.add)
             pieces.end()
             if not isinstance(completion, Completion):
                 what = type(completion).__name__
@@ -297,6 +293,8 @@ class Lifecycle:
                 raise UsageError(
                     f'the model {self.ways.model.name} answered with a text that is {what}: give a str, "" for none'
                 )
+            # A model of somebody else's may have gone past the journal.
+            completion = replace(completion, text=Tap(self.ways.redact).text(completion.text))
             self._tell(Answered(self.run.name, position, kind, completion.text))
             return completion
 

@@ -39,8 +39,8 @@ _PLACEHOLDER = re.compile(r"\[secret:([A-Za-z0-9_.-]+)\]")
 _NAME = re.compile(r"[A-Za-z0-9_.-]+")
 _LOGIN = re.compile(r"://[^/\s]*@")
 _IN_ADDRESS = re.compile(r"://[^/\s:@]*:([^/\s@]+)@")
-_KEPT, _LONG = 64, 200
-"""Texts remembered, and characters from which it pays: most pass two or three times, as a result and in the next prompt."""
+_KEPT, _LONG, _LONGEST = 64, 200, 50_000
+"""Texts remembered, and how many characters they have: most pass two or three times, as a result and in the next prompt."""
 _LINE = 16
 """Characters of a line of a value of several lines that is a secret by itself."""
 
@@ -70,7 +70,7 @@ _KINDS = (
         "-",
         "-----BEGIN",
         r"-----BEGIN [A-Z0-9 ]*PRIVATE KEY[A-Z ]*-----"
-        r"(?:[\s\S]{0,20000}?-----END [A-Z0-9 ]*-----|(?:\\[nr]|[\sA-Za-z0-9+/=:,-])*)",
+        r"(?:[\s\S]{0,8000}?-----END [A-Z0-9 ]*-----|(?:\\[nr]|[\sA-Za-z0-9+/=:,-])*)",
     ),
     _kind("AWS_KEY", "A", "AKIA ASIA", r"(?<![A-Z0-9])A[KS]IA[A-Z0-9]{16}(?![A-Z0-9])"),
     _kind("AWS_SECRET", "_", "secret_access_key", rf"secret_access_key{_SAID}([A-Za-z0-9/+=]{{40}})"),
@@ -150,7 +150,7 @@ class Secrets:
     def __call__(self, text: str) -> str:
         if len(text) < SHORTEST:
             return text
-        return self._clean(text) if len(text) > _LONG else self._cleaned(text)
+        return self._clean(text) if _LONG < len(text) < _LONGEST else self._cleaned(text)
 
     @property
     def names(self) -> frozenset[str]:

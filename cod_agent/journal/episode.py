@@ -265,11 +265,27 @@ class Episode:
 
     async def _write(self, job: Job[T]) -> T:
         """Raises: StoreError; nothing more is done in this episode then, for it could not be recorded."""
+        writing = asyncio.ensure_future(self.memory.write(self.commit(job)))
         try:
-            return await self.memory.write(self.commit(job))
+            return await asyncio.shield(writing)
+        except asyncio.CancelledError:
+            await asyncio.wait([writing])  # it is under way, and cannot be called back
+            raise
         except STOPS as error:
             self.stopped = error
             raise
+
+    async def _stored(self, table: str, key: bytes, occurrence: int) -> None:
+        """A program gave up while its result was being stored: if it asks again, there it is."""
+
+        def read(conn: sqlite3.Connection) -> list[dict[str, Any]]:
+            where = "episode_id = ? AND request = ? AND occurrence = ?"
+            cursor = conn.execute(f"SELECT * FROM {table} WHERE {where}", (self.id, key, occurrence))
+            names = [column[0] for column in cursor.description]
+            return [dict(zip(names, row, strict=True)) for row in cursor]
+
+        for row in await self.memory.read(read):
+            self._known[key, occurrence] = _Recorded(row, used=True)
 
     # ---- model calls ----
 
@@ -321,7 +337,12 @@ class Episode:
             lease.hold(conn, self.run_id)
             return call.store(conn, self.memory.cache, self.id)
 
-        self._answered(await self._write(store), answer)
+        try:
+            row_id = await self._write(store)
+        except asyncio.CancelledError:
+            await self._stored("calls", request.key, request.occurrence)
+            raise
+        self._answered(row_id, answer)
         self._failures = 0
         if self.meter is not None:
             said = [request.head, *(node.body for node in request.nodes)], compact(answer.message)
@@ -385,6 +406,8 @@ class Episode:
         except BaseException as error:
             if isinstance(error, STOPS):
                 self.stopped = error
+            if isinstance(error, asyncio.CancelledError):
+                await self._stored("effects", key, occurrence)
             self.give_back(key, occurrence)
             raise
 

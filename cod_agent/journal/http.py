@@ -42,6 +42,8 @@ class Prepared:
     on_delta: OnDelta | None = None
     answer: Answer | None = None
     """Set by the transport once the answer may be seen."""
+    limit: asyncio.Timeout | None = None
+    """How long the attempt may take; what is being stored may take longer."""
     check: Callable[[Answer], None] | None = None
     """Raises `ModelGarbled` for an answer to another request."""
 
@@ -142,6 +144,7 @@ class _Call:
     episode: Episode | None
     prepared: Prepared | None
     started: float = 0.0
+    storing: bool = False
     answered: Any = None
 
     async def answer(self, http_request: Any, inner: Any) -> Any:
@@ -183,7 +186,9 @@ class _Call:
             return [response.headers.get("content-type", ""), body.decode("utf-8", "replace")], None
 
         try:
-            (kind, body), _, _ = await episode.effect("tool", f"POST {http_request.url.path}", text, do)
+            (kind, body), _, _ = await episode.effect(
+                "tool", episode.tap.text(f"POST {http_request.url.path}"), text, do
+            )
         except _NotOk:
             return refused[0]
         return self.module.Response(200, headers={"content-type": kind}, content=body.encode(), request=http_request)
@@ -205,6 +210,7 @@ class _Call:
             in_pieces = in_pieces and stream and "event-stream" in kind and response.status_code == 200
             if not in_pieces:
                 raw = await whole(response)
+                await self._came_in_time()
         except BaseException as error:
             await self._failed(request, _happened(error))
             raise
@@ -223,6 +229,14 @@ class _Call:
         if as_it_came and ("event-stream" if stream else "json") in kind:
             return self._copy(http_request, response, content=raw)
         return self._response(http_request, self.answered, stream)  # redacted, or not of the kind the program waits for
+
+    async def _came_in_time(self) -> None:
+        """From here on the answer is stored, and nothing is cut off any more; unless time was up just now."""
+        limit = self.prepared and self.prepared.limit
+        if limit and limit.expired():
+            await asyncio.sleep(0)
+        elif limit:
+            limit.reschedule(None)
 
     def _copy(self, http_request: Any, response: Any, **content: Any) -> Any:
         """The response with its body decoded."""
@@ -243,6 +257,7 @@ class _Call:
             raise
         came = answer
         if self.episode is not None:
+            self.storing = True
             policy = answer.completion.tokens is not None and on_policy(request.params, default_top_k=None)
             answer = await self.episode.record(
                 request, answer, self.started, on_policy=policy, lean=self.prepared is not None
@@ -292,13 +307,14 @@ def _held_back(module: ModuleType) -> Any:
                     held += piece if events is None else events.add(piece)
                     if on_delta is not None:
                         told = _tell(on_delta, said, told)
+                await self.call._came_in_time()
                 await self.call.finish(self.request, self.kind, bytes(said))
                 self.settled = True
             except BaseException as error:
                 self.settled = True
                 if isinstance(error, STOPS) and self.call.episode is not None:
                     self.call.episode.stopped = error
-                elif not isinstance(error, ModelGarbled):
+                elif not isinstance(error, ModelGarbled) and not self.call.storing:
                     await self.call._failed(self.request, f"cut off: {_happened(error)}")
                 raise
             if events is not None:

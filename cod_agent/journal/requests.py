@@ -158,4 +158,4 @@ def _clean_raw(request: Request, tap: Tap) -> Request:
     if head == request.head:
         return request
     digest = content_hash(write_request(head, [], request.style))
-    return Request(head, digest, [], request.style, request.params, request_hash(digest, b""))
+    return Request(head, digest, [], request.style, tap.value(request.params), request_hash(digest, b""))
