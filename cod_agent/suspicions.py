@@ -41,7 +41,7 @@ class Finding:
     """What was found, at most 80 characters."""
 
     def __str__(self) -> str:
-        where = f" (line {self.line}: {self.text!r})" if self.line else ""
+        where = f" (line {self.line}: {self.text!r})" if self.line else f" ({self.text!r})" if self.text else ""
         return f"{self.kind}: {self.why}{where}"
 
 
@@ -148,31 +148,45 @@ _ROLE, _SECRET, _LINK, _COMMAND = (re.compile(pattern) for pattern in (_ROLES, _
 _PACKED = re.compile(
     r"(?P<bits>\b(?:[01]{7,8}\s?){4,})|(?P<hex>\b(?:[0-9a-f]{2}[\s:,-]?){12,})|"
     r"(?P<codes>(?:(?:\\+x|%|\\+u00|0x|&#x?)[0-9a-f]{2,4};?[\s,]*){4,})|"
-    r"(?P<morse>(?:[.·-]{1,5}[\s/|]+){8,})|(?P<packed>[a-z0-9+/_-]{24,}={0,2})",
+    r"(?P<morse>(?:[.·-]{1,5}[\s/|]+){8,})|(?P<packed>[a-z0-9+/_-]{12,}={0,2})",
     re.IGNORECASE,
 )
 _SPELT = re.compile(r"\b(?:\w[ ._*-]){5,}\w\b")
+_SQUEEZED = re.compile(
+    r"(?:ignor(?:e|ing)|disregard|forget|bypass|override)(?:all|any|every|your)?(?:the|of|these|those|my|your)*"
+    r"(?:previous|prior|above|earlier|other|former|system|user)?(?:instruction|rule|order|prompt|directive|guideline|polic)|"
+    r"systemprompt|newinstructions|(?:donot|dont|never)(?:tell|inform|warn|reveal)|jailbreak"
+)
+"""Orders without anything between their letters."""
 _LEET = str.maketrans("013457@$!", "oieastasi")
 
 
 def orders(proposal: Proposal) -> Iterator[Finding]:
     """Lines that tell the reader what to do, as plain text, spelt out, with digits for letters, backwards, or through rot13."""
     said, _ = proposal.plain
-    yield from _matches(proposal, "order", _COMPILED, said)
-    spelt = _SPELT.sub(lambda found: re.sub(r"[ ._*-]", "", found[0]).ljust(len(found[0])), said)
+    found = [*_matches(proposal, "order", _COMPILED, said)]
+    spelt = _SPELT.sub(lambda one: re.sub(r"[ ._*-]", "", one[0]).ljust(len(one[0])), said)
     for name, read in (
         ("spelt out", spelt),
         ("with digits for letters", said.translate(_LEET)),
         ("through rot13", codecs.encode(said, "rot13")),
     ):
         if read != said:
-            yield from _matches(
-                proposal, "order", {f"{why}, {name}": one for why, one in _COMPILED.items()}, read, but=said
-            )
-    backwards = {f"{why}, read backwards": one for why, one in _COMPILED.items()}
+            patterns = {f"{why}, {name}": one for why, one in _COMPILED.items()}
+            found += _matches(proposal, "order", patterns, read, but=said)
     for number, text in proposal.new:
         turned = plain(text)[0][::-1]
-        yield from (_found("order", why, number, text) for why, one in backwards.items() if one.search(turned))
+        whys = (why for why, one in _COMPILED.items() if one.search(turned))
+        found += (_found("order", f"{why}, read backwards", number, text) for why in whys)
+    yield from found or _run_together(proposal)
+
+
+def _run_together(proposal: Proposal) -> Iterator[Finding]:
+    """Orders that something stands between the letters of, wherever it was put."""
+    before, after = (re.sub(r"[\W_]+", "", text) for text in (plain(proposal.before)[0], proposal.plain[0]))
+    for found in _SQUEEZED.finditer(after):
+        if found[0] not in before:
+            yield _found("order", "run together, it sets aside what the agent is told", 0, found[0])
 
 
 def roles(proposal: Proposal) -> Iterator[Finding]:
@@ -268,12 +282,16 @@ def _is_packed(text: str) -> bool:
     """Whether a run of letters and digits is base64 of something, or as mixed as it: no word, path or name is."""
     try:
         said = base64.b64decode(text.replace("-", "+").replace("_", "/").rstrip("=") + "==")
-        if said and all(32 <= byte < 127 or byte in b"\n\t" for byte in said):
+        if re.fullmatch(rb"[\w .,:;!?'\"()/<>\n-]+", said):
             return True
     except (binascii.Error, ValueError):
         pass
     kinds = (str.islower, str.isupper, str.isdigit)
-    return all(any(kind(char) for char in text) for kind in kinds) and not re.search(r"[a-z]{6,}[_/-]", text)
+    return (
+        len(text) >= 24
+        and all(any(kind(char) for char in text) for kind in kinds)
+        and not re.search(r"[a-z]{6,}[_/-]", text)
+    )
 
 
 _IS: dict[str, Callable[[str], bool]] = {

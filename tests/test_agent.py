@@ -112,8 +112,9 @@ def path(tmp_path: Path) -> Path:
 def test_the_public_names_are_few_and_known() -> None:
     assert cod_agent.__all__ == sorted(cod_agent.__all__) and len(cod_agent.__all__) <= 30
     assert set(cod_agent.__all__) == {
-        "Boundary", "Budget", "CoDAgent", "CodError", "Completion", "Environment", "Feedback", "Memory", "Message", "Model", "Observation", "Outcome",
-        "Pack", "Prompts", "Sampling", "Secrets", "Session", "Solver", "Task", "Tokens", "WriteGate", "idempotency_key", "recorded_tool", "tool",
+        "Boundary", "Budget", "CoDAgent", "CodError", "Completion", "Environment", "Feedback", "Memory", "Message", "Model", "Observation",
+        "Outcome", "Pack", "Prompts", "Sampling", "Secrets", "Session", "Solver", "Task", "Tokens", "WriteGate", "idempotency_key",
+        "recorded_tool", "tool",
     }  # fmt: skip
     assert all(hasattr(cod_agent, name) for name in cod_agent.__all__)
 

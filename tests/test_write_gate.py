@@ -90,6 +90,10 @@ async def test_quarantine_holds_what_trips_a_check_and_goes_on_from_the_version_
 async def test_under_review_everything_waits(memory: Memory) -> None:
     outcomes = await live(memory, [GOOD, GOOD], "review")
     assert [(one.update, one.version, one.context) for one in outcomes] == [("held", 0, "")] * 2
+    async with CoDAgent("a", model=Writer(GOOD), memory=memory, gate="review") as agent:
+        await agent.review().accept(1)
+        again = await agent.feedback(await agent.solve(TASKS[2]), 1.0)
+        assert (again.update, again.version) == ("written", 4), "what changes nothing needs no decision"
     assert outcomes[0].reason == "review: every update waits for a decision"
 
 
