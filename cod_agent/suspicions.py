@@ -99,7 +99,8 @@ _ORDERS = {
     ),
     "it forbids or demands to say something": (
         r"\b(?:do not|don't|dont|never)\s+(?:tell|mention|reveal|inform|report|refuse|warn|obey|follow|trust|disclose|ask|verify)\b",
-        r"\b(?:always|only|please|must|simply|just)\s+(?:answer|reply|respond|output|say|append|include|prepend|print|send|run|execute|"
+        r"\b(?:please|kindly)\s+\w+|\b(?:important|essential|crucial|necessary|required|vital|imperative) (?:that|for) (?:you|the agent)\b",
+        r"\b(?:always|only|must|simply|just)\s+(?:answer|reply|respond|output|say|append|include|prepend|print|send|run|execute|"
         r"invoke|call|submit)\b",
         rf"\b(?:end|begin|start|finish|prefix|sign)\s+(?:every|each|all|your|any)\s+{_SAID}\b",
         r"\b(?:answer|reply|respond|say|output|print)\b.{0,20}\b(?:to (?:every|each|all|any)|regardless|no matter|whatever)\b",
@@ -148,7 +149,7 @@ _ROLE, _SECRET, _LINK, _COMMAND = (re.compile(pattern) for pattern in (_ROLES, _
 _PACKED = re.compile(
     r"(?P<bits>\b(?:[01]{7,8}\s?){4,})|(?P<hex>\b(?:[0-9a-f]{2}[\s:,-]?){12,})|"
     r"(?P<codes>(?:(?:\\+x|%|\\+u00|0x|&#x?)[0-9a-f]{2,4};?[\s,]*){4,})|"
-    r"(?P<morse>(?:[.·-]{1,5}[\s/|]+){8,})|(?P<packed>[a-z0-9+/_-]{12,}={0,2})",
+    r"(?P<letters>\b(?:[^\W\d_][ .,_*/-]+){8,}[^\W\d_]\b)|(?P<morse>(?:[.·-]{1,5}[\s/|]+){8,})|(?P<packed>[a-z0-9+/_-]{12,}={0,2})",
     re.IGNORECASE,
 )
 _SPELT = re.compile(r"\b(?:\w[ ._*-]){5,}\w\b")
@@ -210,7 +211,7 @@ def commands(proposal: Proposal) -> Iterator[Finding]:
 
 
 def encoded(proposal: Proposal) -> Iterator[Finding]:
-    """Runs that look like base64, hexadecimal, escapes, bits or Morse: text that nobody reads and a model may."""
+    """Runs that look like base64, hexadecimal, escapes, bits, Morse or single letters: text that nobody reads and a model may."""
     for number, text in proposal.new:
         for found in _PACKED.finditer(text):
             if _IS[found.lastgroup or ""](found[0].lower() if found.lastgroup != "packed" else found[0]):
@@ -298,6 +299,7 @@ _IS: dict[str, Callable[[str], bool]] = {
     "hex": lambda text: bool(re.search("[a-f]", text) and re.search("[0-9]", text)),
     "codes": lambda text: True,
     "bits": lambda text: True,
+    "letters": lambda text: True,
     "morse": lambda text: "-" in text and any(dot in text for dot in ".·"),
     "packed": _is_packed,
 }
