@@ -176,12 +176,12 @@ def _model(environment: str | None, wanted: _Wanted) -> tuple[Any, Model | None]
 def _would(found: Removed, as_json: bool) -> None:
     if as_json:
         return print_json({"tasks": found.tasks, "runs": found.runs, "rows": dict(found.rows)})
-    typer.echo(f"{_tasks(found)} would be forgotten, in {len(found.runs)} runs: {_rows(found)}.")
+    typer.echo(f"{_tasks(found)} would be forgotten: {_rows(found)}.")
     return None
 
 
 def _told(db: Path, done: Forgotten) -> None:
-    typer.echo(f"{_tasks(done.removed)} forgotten, in {len(done.removed.runs)} runs: {_rows(done.removed)}.")
+    typer.echo(f"{_tasks(done.removed)} forgotten: {_rows(done.removed)}.")
     for (agent, run), version in done.derived.items():
         typer.echo(f"{agent}, {run}: what remains was learnt again; version {version} is in force.")
     for (agent, run), what in done.waiting.items():
@@ -192,10 +192,16 @@ def _told(db: Path, done: Forgotten) -> None:
         typer.echo(f"Another program keeps an older state of {db} open: do the same again when it has gone.")
 
 
+_WORDS = {"feedback": "feedback", "asked": "arguments"}
+"""Parts that take no s."""
+
+
 def _tasks(found: Removed) -> str:
-    return f"{len(found.tasks)} {'task' if len(found.tasks) == 1 else 'tasks'}"
+    """How many, and in how many runs they left something."""
+    tasks, runs = len(found.tasks), len(found.runs)
+    return f"{tasks} {'task' if tasks == 1 else 'tasks'} in {runs} {'run' if runs == 1 else 'runs'}"
 
 
 def _rows(found: Removed) -> str:
-    rows = ", ".join(f"{count} {part}" for part, count in found.rows.items())
-    return rows or "nothing that was not gone before"
+    rows = (f"{count} {_WORDS.get(part, part if count == 1 else f'{part}s')}" for part, count in found.rows.items())
+    return ", ".join(rows) or "nothing that was not gone before"
