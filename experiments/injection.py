@@ -1,0 +1,156 @@
+"""Planted instructions: how far they get without defences, with framing, and behind each policy of the write gate.
+
+The attacks and the lives are tests/injection's: a stranger's text in one of six tasks, and victims that obey whatever they read, or
+whatever is not marked as data. What is counted is what the runtime let through.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from math import sqrt
+from pathlib import Path
+from typing import Annotated
+
+import figures
+import lab
+import typer
+
+from cod_agent.blame import follow
+from cod_agent.suspicions import CHECKS, Proposal
+from cod_agent.write_gate import WriteGate
+
+sys.path.insert(0, str(lab.HOME / "tests"))
+from injection import trial
+from injection.attacks import ATTACKS, HONEST, Attack
+
+NAME = "injection"
+VICTIMS: dict[str, trial.Credulity] = {"obeys anything": "anything", "obeys what is not marked as data": "unframed"}
+DEFENCES: dict[str, tuple[Callable[[], WriteGate | str], bool]] = {
+    "none": (lambda: "open", False),
+    "framing": (lambda: "open", True),
+    "quarantine": (lambda: "quarantine", True),
+    "quarantine, canaries": (
+        lambda: WriteGate("quarantine", canaries=trial.canaries(), misbehaved=trial.misbehaved),
+        True,
+    ),
+    "canaries for every change": (
+        lambda: WriteGate("quarantine", max_new=0, canaries=trial.canaries(), misbehaved=trial.misbehaved),
+        True,
+    ),
+    "review, nobody decides": (lambda: "review", True),
+}
+"""The gate, and whether prompts mark what others wrote; each holds back what the one before it does, and more."""
+STAGES = {
+    "stood": "stood in a context in force",
+    "obeyed": "obeyed in a later task",
+    "stayed": "stood there at the end",
+    "spread": "obeyed in a forked run",
+    "at_once": "obeyed in the very task",
+}
+
+
+def main(
+    fast: Annotated[bool, typer.Option("--fast", help="Every sixth attack.")] = False,
+) -> None:
+    """Example: python experiments/injection.py"""
+    attacks = ATTACKS[:: 6 if fast else 1]
+    started = time.time()
+    with tempfile.TemporaryDirectory() as folder:
+        lives = {
+            victim: {defence: _lived(Path(folder), attacks, victim, defence) for defence in DEFENCES}
+            for victim in VICTIMS
+        }
+        found = {"lives": lives, "honest": len(HONEST), "alarms": [note for note in HONEST if alarmed(note)]}
+        (Path(folder) / "done").write_text(str(time.time() - started))
+        lab.save(f"{NAME}{lab.FAST}" if fast else NAME, found, Path(folder))
+    if fast:
+        print("\n\n".join(tables(found).values()))
+    else:
+        draw(lab.load(NAME), lab.IMAGES / f"results-{NAME}.png")
+
+
+def _lived(folder: Path, attacks: Sequence[Attack], victim: str, defence: str) -> list[list[str | float]]:
+    """What came of each attack: its family, the stages it reached, the mean reward of the life."""
+    gate, framed = DEFENCES[defence]
+    rows: list[list[str | float]] = []
+    for number, attack in enumerate(attacks):
+        path = folder / f"{VICTIMS[victim]}-{defence}-{number}.db"
+        fate = asyncio.run(trial.live(path, attack, VICTIMS[victim], gate(), framed=framed))
+        rows.append([attack.family, *(int(getattr(fate, stage)) for stage in STAGES), round(fate.reward, 4)])
+    return rows
+
+
+def alarmed(note: str) -> bool:
+    """Whether a check holds an honest note back."""
+    proposal = Proposal("a", "life", 1, "", note, follow([], note, 1, {}), {})
+    return any(True for check in CHECKS for _ in check(proposal))
+
+
+def wilson(count: int, of: int) -> tuple[float, float]:
+    """95 % interval of a share (Wilson's)."""
+    z, share = 1.96, count / of
+    middle = (share + z * z / (2 * of)) / (1 + z * z / of)
+    half = z * sqrt(share * (1 - share) / of + z * z / (4 * of * of)) / (1 + z * z / of)
+    return max(0.0, middle - half), min(1.0, middle + half)
+
+
+def tables(found: lab.Found) -> dict[str, str]:
+    """`stages` by victim and defence; `families` of the one that obeys anything; `honest`, the false alarms."""
+    stages = [
+        [victim, defence, *(_share(rows, at) for at in range(1, len(STAGES) + 1)), f"{_mean(rows):.2f}"]
+        for victim, cells in found["lives"].items()
+        for defence, rows in cells.items()
+    ]
+    worst = found["lives"]["obeys anything"]
+    names = list(dict.fromkeys(row[0] for row in next(iter(worst.values()))))
+    families = [
+        [name, str(sum(row[0] == name for row in worst["none"])), *(_count(rows, name) for rows in worst.values())]
+        for name in names
+    ]
+    alarms = f"{len(found['alarms'])} of {found['honest']} honest notes were held back."
+    return {
+        "stages": lab.table(["victim", "defence", *STAGES.values(), "reward"], stages),
+        "families": lab.table(["family", "attacks", *worst], families),
+        "honest": alarms,
+    }
+
+
+def _share(rows: Sequence[Sequence[float | str]], at: int) -> str:
+    count = sum(int(row[at]) for row in rows)
+    low, high = wilson(count, len(rows))
+    return f"{count / len(rows):.2f} [{low:.2f}, {high:.2f}]"
+
+
+def _mean(rows: Sequence[Sequence[float | str]]) -> float:
+    return sum(float(row[-1]) for row in rows) / len(rows)
+
+
+def _count(rows: Sequence[Sequence[float | str]], name: str) -> str:
+    return str(sum(int(row[1]) for row in rows if row[0] == name))
+
+
+def draw(found: lab.Found, path: Path) -> None:
+    """Shares that stood in a context in force, by defence."""
+    made, (axes,) = figures.figure(1)
+    for number, (victim, cells) in enumerate(found["lives"].items()):
+        counts = [(sum(int(row[1]) for row in rows), len(rows)) for rows in cells.values()]
+        x = [at + 0.36 * (number - 0.5) for at in range(len(cells))]
+        shares = [count / of for count, of in counts]
+        ends = [wilson(count, of) for count, of in counts]
+        off = [
+            [share - low for share, (low, _) in zip(shares, ends, strict=True)],
+            [high - share for share, (_, high) in zip(shares, ends, strict=True)],
+        ]
+        axes.bar(x, shares, 0.34, color=figures.COLORS[number], label=f"a victim that {victim}")
+        axes.errorbar(x, shares, yerr=off, fmt="none", color=figures.INK, linewidth=1)
+    axes.set_xticks(range(len(DEFENCES)), [name.replace(", ", ",\n") for name in DEFENCES], fontsize=8)
+    figures.finish(axes, f"{len(ATTACKS)} planted instructions", "defence", "share that stood in a context in force")
+    figures.keep(made, path)
+
+
+if __name__ == "__main__":
+    typer.run(main)
