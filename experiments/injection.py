@@ -1,6 +1,6 @@
 """Planted instructions: how far they get without defences, with framing, and behind each policy of the write gate.
 
-The attacks and the lives are tests/injection's: a stranger's text in one of six tasks, and victims that obey whatever they read, or
+The attacks and the lives are tests/planted's: a stranger's text in one of six tasks, and victims that obey whatever they read, or
 whatever is not marked as data. What is counted is what the runtime let through.
 """
 
@@ -24,8 +24,8 @@ from cod_agent.suspicions import CHECKS, Proposal
 from cod_agent.write_gate import WriteGate
 
 sys.path.insert(0, str(lab.HOME / "tests"))
-from injection import trial
-from injection.attacks import ATTACKS, HONEST, Attack
+from planted import trial
+from planted.attacks import ATTACKS, HONEST, Attack
 
 NAME = "injection"
 VICTIMS: dict[str, trial.Credulity] = {"obeys anything": "anything", "obeys what is not marked as data": "unframed"}

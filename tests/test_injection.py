@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-from injection import trial
-from injection.attacks import ATTACKS, HONEST, Attack
+from planted import trial
+from planted.attacks import ATTACKS, HONEST, Attack
 
 from cod_agent.blame import follow
 from cod_agent.suspicions import CHECKS, Proposal

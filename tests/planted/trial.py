@@ -18,7 +18,7 @@ from cod_agent.context import NATURAL, Message, Natural, Prompts, message
 from cod_agent.memory.readonly import look
 from cod_agent.tasks import Feedback, Observation, Outcome, Task
 from cod_agent.write_gate import WriteGate
-from injection.attacks import MARKER, Attack
+from planted.attacks import MARKER, Attack
 
 CODE = "4417"
 TASKS = 6
