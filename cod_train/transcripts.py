@@ -53,10 +53,12 @@ class Transcript:
 # ---- out of the database ----
 
 _EPISODES = """
-SELECT e.id, e.kind, e.state, json_extract(r.settings, '$.purpose'), CASE e.kind WHEN 'solve' THEN t.reward ELSE (
+SELECT e.id, e.kind, CASE WHEN EXISTS (
+    SELECT 1 FROM contexts h WHERE h.run_id = e.run_id AND h.episode_id = e.id AND h.held <> '' AND h.decided <> 'adopted'
+    ) THEN 'held back' ELSE e.state END, json_extract(r.settings, '$.purpose'), CASE e.kind WHEN 'solve' THEN t.reward ELSE (
     SELECT avg(n.reward) FROM contexts c JOIN episodes s ON s.context_id = c.id AND s.kind = 'solve'
-    JOIN tasks n ON n.run_id = s.run_id AND n.position = s.position
-    WHERE c.run_id = e.run_id AND c.episode_id = e.id) END
+    JOIN tasks n ON n.run_id = s.run_id AND n.position = s.position LEFT JOIN contexts p ON p.id = c.parent_id
+    WHERE c.run_id = e.run_id AND (c.episode_id = e.id OR c.episode_id IS NULL AND p.held <> '' AND p.episode_id = e.id)) END
 FROM episodes e JOIN runs r ON r.id = e.run_id JOIN tasks t ON t.run_id = e.run_id AND t.position = e.position ORDER BY e.id
 """
 _CALLS = """

@@ -186,6 +186,25 @@ def test_rejection_sampling_looks_at_the_tasks_an_update_served(tmp_path):
     assert {t.kind for t in read_transcripts([path], kinds=["update"])[0]} == {"update"}
 
 
+@pytest.mark.parametrize(
+    ("accepted", "left_out"),
+    [(False, {"update episodes that are held back": 2}), (True, {"update episodes that are held back": 1})],
+)
+def test_an_update_that_was_held_back_teaches_only_if_it_was_adopted(tmp_path, accepted, left_out):
+    lake = FrozenLake("tiny", seed=3, form="compact")
+
+    async def live():
+        path, player = tmp_path / "held.db", ScriptedModel("player", PLAYERS["perfect"](Random(0)))
+        async with CoDAgent("a", model=player, memory=path, environment=lake, gate="review") as agent:
+            async for outcome in agent.run(lake.pack(3)):
+                if accepted and outcome.position == 0:
+                    await agent.review(run=outcome.run).accept(1)
+        return path
+
+    _, counted = read_transcripts([asyncio.run(live())], kinds=("update",))
+    assert counted == left_out
+
+
 def test_what_cannot_be_learnt_from_is_counted_by_reason(tmp_path):
     play = PLAYERS["perfect"](Random(0))
 

@@ -178,6 +178,8 @@ class VersionLine(Said):
     hash: str
     weights: str = Field(description="Those that wrote it.")
     created: float = Field(description="Seconds since 1970.")
+    held: str = Field("", description="Why it waits for a decision, or waited; empty if it was in force at once.")
+    decided: Literal["", "adopted", "refused"] = Field("", description="What was decided.")
 
 
 class Contexts(Said):

@@ -120,10 +120,10 @@ def _versions(
     _known(conn, agent)
     found = runs.find_run(conn, agent, run)
     rows = conn.execute(
-        "SELECT c.version, e.position, p.version, c.hash, c.weights, c.created, c.body FROM contexts c "
+        "SELECT c.version, e.position, p.version, c.hash, c.weights, c.created, c.held, c.decided, c.body FROM contexts c "
         "LEFT JOIN episodes e ON e.id = c.episode_id LEFT JOIN contexts p ON p.id = c.parent_id "
         f"WHERE c.run_id = ? AND {which}",
         (found.id, *values),
     )
-    names = ("version", "position", "parent", "hash", "weights", "created")
-    return [(dict(zip(names, row, strict=False)), row[6] or "") for row in rows]
+    names = ("version", "position", "parent", "hash", "weights", "created", "held", "decided")
+    return [(dict(zip(names, row, strict=False)), row[8] or "") for row in rows]
