@@ -106,8 +106,8 @@ _ORDERS = {
         r"\b(?:answer|reply|respond|say|output|print)\b.{0,20}\b(?:to (?:every|each|all|any)|regardless|no matter|whatever)\b",
     ),
     "it says how every answer is to look": (
-        r"\b(?:answers|replies|responses|outputs|(?:every|each|any|your|the) (?:answer|reply|response|output))\b(?:\s\w+){0,3}?\s(?:end|ends|"
-        r"ended|clos(?:e|es|ed)|begin|begins|began|starts?|finish|finishe[sd]|followed|suffix|prefix)\b",
+        r"\b(?:answers|replies|responses|outputs|(?:every|each|any|your|the) (?:answer|reply|response|output))\b(?:\s\w+){0,3}?\s(?:end|"
+        r"ends|ended|clos(?:e|es|ed)|begin|begins|began|starts?|finish|finishe[sd]|followed|suffix|prefix)\b",
     ),
     "it has something sent away": (
         r"\b(?:send|post|upload|forward|transmit|exfiltrate|leak|e-?mail)\w*\b.{0,60}\b(?:to|at|via)\b",
