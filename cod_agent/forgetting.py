@@ -28,10 +28,10 @@ from cod_agent.errors import UsageError
 from cod_agent.journal.boundary import Boundary
 from cod_agent.journal.episode import current_episode
 from cod_agent.lifecycle import Lifecycle
-from cod_agent.memory import derivation, read, removal, runs
+from cod_agent.memory import derivation, lease, read, runs
 from cod_agent.memory.descent import Place, places_of
 from cod_agent.memory.observations import unpack_observation
-from cod_agent.memory.removal import Removed
+from cod_agent.memory.removal import REASON, Removal, Removed
 from cod_agent.review import held
 from cod_agent.tasks import Observation, Task
 
@@ -107,23 +107,23 @@ async def forget(
 
 async def _remove(agent: CoDAgent, where: Iterable[Place], reason: str, quoting: Sequence[str]) -> Removed:
     """The removal, while no agent of this process lives a run it reaches; other processes are kept away by the leases."""
-    found = await agent.memory.read(lambda conn: removal.reached(conn, where, quoting))
+    runs_of = sorted((await agent.memory.read(lambda conn: Removal(conn, where, quoting))).removed.runs)
     while True:
         async with AsyncExitStack() as locks:
-            for owner, name in sorted(found.runs):
+            for owner, name in runs_of:
                 await locks.enter_async_context(agent.memory.lock(f"{owner}\0{name}"))
 
-            def job(conn: sqlite3.Connection, known: Removed = found) -> Removed | None:
-                now = removal.reached(conn, where, quoting)
-                if not set(now.runs) <= set(known.runs):
-                    return None
-                _unqueue(conn, now.tasks)
-                return removal.remove(conn, where, reason, quoting)
+            def job(conn: sqlite3.Connection, locked: Sequence[Named] = runs_of) -> tuple[bool, Removed]:
+                found = Removal(conn, where, quoting)
+                if not set(found.removed.runs) <= set(locked):
+                    return False, found.removed
+                _unqueue(conn, found.removed.tasks)
+                return True, found.remove(reason)
 
-            removed = await agent.memory.write(job)
-        if removed is not None:
+            done, removed = await agent.memory.write(job)
+        if done:
             return removed
-        found = await agent.memory.read(lambda conn: removal.reached(conn, where, quoting))
+        runs_of = sorted(removed.runs)
 
 
 def _unqueue(conn: sqlite3.Connection, tasks: Iterable[tuple[str, str, int]]) -> None:
@@ -146,15 +146,15 @@ def _clear(agent: CoDAgent, vacuum: bool) -> bool:
 @asynccontextmanager
 async def _living(agent: CoDAgent, owner: str, name: str) -> AsyncIterator[tuple[CoDAgent, runs.Run]]:
     """The agent, under the name of the run's own, with the run's lease and lock."""
-    twin = copy.copy(agent)
-    twin.name, twin._runs, twin._current = owner, {} if owner != agent.name else agent._runs, agent._current
+    twin, known = copy.copy(agent), agent._runs if owner == agent.name else {}
+    twin.name, twin._runs = owner, dict(known)
     opened = await twin._opened(name, None, None, must_exist=True)
     try:
         async with twin._lock(name), twin._renewed(opened):
             yield twin, opened
     finally:
-        if owner != agent.name:
-            await agent.memory.write(twin._release)
+        for run in twin._runs.keys() - known.keys():
+            await agent.memory.write(lambda conn, of=twin._runs[run]: lease.release(conn, of.id))  # type: ignore[misc]
 
 
 async def _derive(agent: CoDAgent, run: runs.Run) -> int | str:
@@ -175,7 +175,7 @@ async def _derive(agent: CoDAgent, run: runs.Run) -> int | str:
                 found = runs.latest_context(conn, again.id)
                 then = derivation.following(conn, run, plan, found.version)
                 more = {"derive": then.json()} if then else {}
-                return runs.adopt(conn, run, found.id, {"reason": removal.REASON, "derived": plan.run, **more})
+                return runs.adopt(conn, run, found.id, {"reason": REASON, "derived": plan.run, **more})
 
             came = (await agent.memory.write(adopt)).version
     return came

@@ -263,6 +263,17 @@ def _leased(conn: sqlite3.Connection, pid: int) -> None:
     conn.execute("UPDATE leases SET owner = 'somebody', pid = ?", (pid,))
 
 
+async def test_who_reads_an_older_state_keeps_it_until_they_have_gone(tmp_path: Path) -> None:
+    path = tmp_path / "a.db"
+    async with house(path) as agent:
+        await lived(agent, tasks(3, {1: "feedback"}))
+        with look(path) as conn:
+            assert conn.execute("SELECT count(*) FROM tasks").fetchone() == (3,)
+            assert (await agent.forget("room1")).lingering
+        assert not (await agent.forget("room1")).lingering
+        assert not hiding(path)
+
+
 async def test_what_was_never_lived_cannot_be_forgotten(tmp_path: Path) -> None:
     async with house(tmp_path / "a.db") as agent:
         await lived(agent, tasks(2))

@@ -55,9 +55,10 @@ def forget(
     Example: cod context forget lake.db --task ticket-17 --reason "an attack" --model openai:gpt-5
     """
     from cod_agent.forgetting import places
-    from cod_agent.memory import Memory, removal
+    from cod_agent.memory import Memory
     from cod_agent.memory.descent import places_of
     from cod_agent.memory.readonly import look
+    from cod_agent.memory.removal import Removal
 
     if (task is None) == (position is None):
         raise UsageError("say which task: --task ID, or --position N with --run")
@@ -66,7 +67,7 @@ def forget(
         owners = _owners(conn, db, agent, run, None if task is None else places_of(conn, task, agent, run))
         if dry_run:
             where = [place for owner in owners for place in places(conn, owner, asked, run)]
-            return _would(removal.reached(conn, where, text or ()), as_json)
+            return _would(Removal(conn, where, text or ()).removed, as_json)
     wanted = _Wanted(model, temperature, max_tokens, base_url, api_key, exact, timeout)
     memory = Memory.open(db)
     try:

@@ -190,9 +190,13 @@ class Memory:
             try:
                 with self._turn():
                     self._conn.execute("VACUUM")
+                    # Somebody who reads an older state may go on for long: the log is emptied when they have gone.
+                    self._conn.execute("PRAGMA busy_timeout = 500")
                     self._conn.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
             except sqlite3.Error as error:
                 raise translate(error, self.path) from error
+            finally:
+                self._conn.execute(f"PRAGMA busy_timeout = {int(BUSY_SECONDS * 1000)}")
 
     # ---- inside ----
 

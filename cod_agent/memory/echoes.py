@@ -1,10 +1,10 @@
 """Echoes: what the environment, a tool or the application said after the model, in the model's words.
 
 In an episode that started from a bad note the model may say what the note says, and be answered with it: `you said ...`, a tool that
-keeps what it is handed, the next task made from the last answer. An echo is a text that has `QUOTED` characters on end in common with
-what the model said before it, or a word like a name in a computer (a digit or a sign in it, or all capitals, and 8 characters long),
-where the model did not have them from this episode's task, observations and results. Case and white space do not count. What is
-shorter, or said in other words, is not recognised.
+keeps what it is handed, the next task made from the last answer. An echo is a text that has, from the beginning of a word, `QUOTED`
+characters on end in common with what the model said before it, or a word like a name in a computer (a digit or a sign in it, or all
+capitals, and 8 characters long), where the model did not have them from this episode's task, observations and results. Case and white
+space do not count. What is shorter, or said in other words, is not recognised.
 
 Nothing here writes.
 """
@@ -21,6 +21,7 @@ from typing import Any
 from cod_agent.memory.descent import Descent, Place
 
 QUOTED = 20
+_WORD = re.compile(r"\b\w")
 _NAME = re.compile(r"[^\W_](?=\S*[\d@/_]|[A-Z\d-]{7})\S{6,}[^\W_]")
 
 
@@ -108,7 +109,8 @@ def marks(value: Any) -> set[str]:
         plain = " ".join(text.split())
         found |= {name.casefold() for name in _NAME.findall(plain)}
         plain = plain.casefold()
-        found |= {plain[at : at + QUOTED] for at in range(len(plain) - QUOTED + 1)}
+        starts = (word.start() for word in _WORD.finditer(plain, 0, len(plain) - QUOTED + 1))
+        found |= {plain[at : at + QUOTED] for at in starts}
     return found
 
 

@@ -47,26 +47,15 @@ class Removed:
     """By part."""
 
 
-def remove(conn: sqlite3.Connection, places: Iterable[Place], reason: str, quoting: Collection[str] = ()) -> Removed:
-    """Inside a transaction: forget the tasks at these places.
+class Removal:
+    """What has to go with the tasks at some places, and the way to take it out: `Removal(conn, places).remove("an attack")`.
 
     Args:
-        reason: kept in the commits.
+        places: where the tasks were lived.
         quoting: any text in the file that has one of these in it goes, too, whatever it is descended from.
-
-    Raises:
-        RunLeased: another process lives a run that is reached.
     """
-    return _Removal(conn, places, quoting).remove(reason)
 
-
-def reached(conn: sqlite3.Connection, places: Iterable[Place], quoting: Collection[str] = ()) -> Removed:
-    """What `remove` would take out. Nothing is written."""
-    return _Removal(conn, places, quoting).removed
-
-
-class _Removal:
-    def __init__(self, conn: sqlite3.Connection, places: Iterable[Place], quoting: Collection[str]) -> None:
+    def __init__(self, conn: sqlite3.Connection, places: Iterable[Place], quoting: Collection[str] = ()) -> None:
         self._conn, self._quoting = conn, quoting
         self._descent = self._whole(places)
         self._taken = set(self._descent.episodes)
@@ -86,6 +75,14 @@ class _Removal:
         )
 
     def remove(self, reason: str) -> Removed:
+        """Inside a transaction, the one it was made in: take it out.
+
+        Args:
+            reason: kept in the commits.
+
+        Raises:
+            RunLeased: another process lives a run that is reached.
+        """
         conn = self._conn
         plans: dict[int, Plan | None] = {}
         held = {run for run in self._runs if lease.ours(conn, run)}
