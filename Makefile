@@ -61,7 +61,7 @@ benchmarks: $(VENV)/.dev
 	$(BIN)/python benchmarks/merging.py
 	$(BIN)/python benchmarks/conversations.py
 
-# Every value of every kind of row changed, one at a time, and five thousand bits flipped: minutes.
+# Every value of every kind of row changed, one at a time, and five hundred bits flipped: minutes.
 verify-all: $(VENV)/.dev
 	COD_VERIFY_ALL=1 $(BIN)/python $(PYTEST) tests/test_verify.py
 
