@@ -1,4 +1,4 @@
-"""Open a run database to look at it: nothing is made, migrated, locked or written, and a process that lives in it goes
+"""Open a run database to look at it: nothing in it is made, migrated, locked or written, and a process that lives in it goes
 on. A file of an older schema is read through a private copy that is migrated, so that its own program can still open it.
 """
 
