@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -117,7 +120,7 @@ async def test_what_misbehaves_is_refused_however_good_it_is(memory: Memory) -> 
     assert made[1][1]["why"] == "task 'c0' misbehaved: it hurried"
 
 
-@pytest.mark.parametrize("calls", range(1, 22, 2))
+@pytest.mark.parametrize("calls", range(1, 22, 3))
 async def test_killed_at_any_call_it_ends_as_if_it_had_not_been(tmp_path: Path, calls: int) -> None:
     whole, cut = (Memory.open(tmp_path / name, durable=False) for name in ("whole.db", "cut.db"))
     await live(whole, Player())
@@ -127,6 +130,37 @@ async def test_killed_at_any_call_it_ends_as_if_it_had_not_been(tmp_path: Path, 
     whole.close()
     cut.close()
     assert projection(cut.path) == projection(whole.path)
+
+
+KILLED = """
+import asyncio, os, signal, sys
+sys.path.insert(0, {tests!r})
+import test_canary as t
+
+class Mortal(t.Player):
+    async def complete(self, messages, *, on_delta=None):
+        if self.left == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return await super().complete(messages, on_delta=on_delta)
+
+memory = t.Memory.open({path!r})
+asyncio.run(t.live(memory, Mortal(5)))
+"""
+
+
+async def test_kill_9_in_the_middle_of_a_trial_changes_nothing(tmp_path: Path) -> None:
+    """The fifth call is the second canary task of the version in force."""
+    cut = tmp_path / "cut.db"
+    program = KILLED.format(tests=str(Path(__file__).parent), path=str(cut))
+    died = subprocess.run([sys.executable, "-c", program], capture_output=True)
+    assert died.returncode == -signal.SIGKILL, died.stderr
+    whole, gone_on = (Memory.open(tmp_path / name, durable=False) for name in ("whole.db", "cut.db"))
+    assert gone_on.read_sync(lambda conn: conn.execute("SELECT count(*) FROM runs").fetchone()[0]) >= 2
+    await live(whole, Player())
+    await live(gone_on, Player())
+    whole.close()
+    gone_on.close()
+    assert projection(cut) == projection(whole.path)
 
 
 async def test_nobody_trains_on_canaries(memory: Memory) -> None:

@@ -50,7 +50,7 @@ class LivedTask:
     ending: str
     feedback: str
     update: str
-    """written, kept or none."""
+    """written, held, kept or none."""
     reason: str
     """Why an update was refused, or why the task ended without an answer."""
     changes: tuple[tuple[str, str], ...]
