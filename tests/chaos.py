@@ -317,7 +317,9 @@ async def disorder(line: Line, got: Got) -> None:
 async def parts_of_two(line: Line, got: Got) -> None:
     if not got.events:
         return await line.honest(got)
-    return await line.stream(got.event(got.dice.randrange(1, got.end + 1), lambda said: said.update(id="chatcmpl-other")))
+    return await line.stream(
+        got.event(got.dice.randrange(1, got.end + 1), lambda said: said.update(id="chatcmpl-other"))
+    )
 
 
 @fault
@@ -353,7 +355,9 @@ async def comments(line: Line, got: Got) -> None:
     """Server-sent events with all that may stand between them; the answer is good."""
     if not got.events:
         return await line.honest(got)
-    between = [part for event in got.events for part in (b": ping\n\n", b"event: chunk\n" + event.replace(b"\n", b"\r\n"))]
+    between = [
+        part for event in got.events for part in (b": ping\n\n", b"event: chunk\n" + event.replace(b"\n", b"\r\n"))
+    ]
     return await line.stream(between)
 
 
@@ -455,7 +459,9 @@ class Chaos:
 
     async def _honest(self, raw: bytes, name: str, dice: Random) -> Got:
         reader, writer = await asyncio.open_connection("127.0.0.1", self._upstream)
-        head = f"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-length: {len(raw)}\r\n\r\n"
+        head = (
+            f"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-length: {len(raw)}\r\n\r\n"
+        )
         writer.write(head.encode() + raw)
         head_said = (await reader.readuntil(b"\r\n\r\n")).lower()
         length = re.search(rb"content-length: (\d+)", head_said)

@@ -55,7 +55,9 @@ def recorded(database: Path) -> tuple[dict[bytes, tuple[bytes, str]], Counter[by
             "SELECT c.id, c.request, c.occurrence, json_extract(m.body, '$.content') FROM calls c"
             " JOIN messages m ON m.id = c.answer_id"
         ).fetchall()
-        assert all(occurrence == 0 for _, _, occurrence, _ in calls) and len({key for _, key, _, _ in calls}) == len(calls)
+        assert all(occurrence == 0 for _, _, occurrence, _ in calls) and len({key for _, key, _, _ in calls}) == len(
+            calls
+        )
         failed = conn.execute("SELECT request FROM attempts WHERE kind = 'call' AND state = 'failed'").fetchall()
         answers = {key: (rebuild_request(conn, call), said) for call, key, _, said in calls}
     return answers, Counter(key for (key,) in failed)

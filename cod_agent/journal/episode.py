@@ -204,8 +204,8 @@ class Episode:
 
     @stopped.setter
     def stopped(self, why: CodError | None) -> None:
-        self._stopped = why
-        if self._limit is not None and not self._limit.expired():
+        before, self._stopped = self._stopped, why
+        if before is None and self._limit is not None and not self._limit.expired():
             # A program that tries again whatever is raised would do so without end.
             self._limit.reschedule(asyncio.get_running_loop().time() + GRACE)
 
@@ -221,17 +221,19 @@ class Episode:
         Raises:
             CodError: what stopped it, whatever the program made of it.
         """
-        until, error = self.meter and self.meter.until, None
+        until = self.meter.until if self.meter is not None else None
+        error: Exception | None = None
+        limit = asyncio.timeout(None if until is None else max(0.0, until - time.monotonic()))
         try:
-            async with asyncio.timeout(None if until is None else max(0.0, until - time.monotonic())) as self._limit:
+            async with limit as self._limit:
                 yield
         except Exception as raised:
             error = raised
-            if self._stopped is None and not self._limit.expired():
+            if self._stopped is None and not limit.expired():
                 raise
         finally:
-            limit, self._limit = self._limit, None
-        if self._stopped is None and self.meter is not None and limit is not None and limit.expired():
+            self._limit = None
+        if self._stopped is None and self.meter is not None and limit.expired():
             self._stopped = self.meter.late()
         if self._stopped is not None:
             raise self._stopped from (None if error is self._stopped else error)

@@ -172,7 +172,7 @@ class OpenAIModel:
         call.check = partial(connection.check, name)
         tried = f"(asked {self._retries + 1} times)"
         try:
-            async with asyncio.timeout(self._timeout):
+            async with asyncio.timeout(self._timeout) as call.limit:
                 response = await attempt(call, request, connection.transport)
         except (ModelGarbled, module.DecodingError) as error:
             return ModelGarbled(f"{where}: {error}; is it an OpenAI-compatible endpoint? {tried}"), None
