@@ -69,7 +69,8 @@ class WriteGate:
             `quarantine`, no limit otherwise.
         max_new: characters that new lines may have in one update. None: `MAX_NEW` under `quarantine`, no limit otherwise.
             What is beyond a limit is held back; under `open` it is refused, and the last good context stays.
-        canaries: tasks that a held version is tried on, beside the version in force (see `cod_agent.canary`). Their tools are run.
+        canaries: what a held version is tried on, beside the version in force (see `cod_agent.canary`): a pack, or tasks of the agent's
+            own environment. Their tools are run.
         misbehaved: looks at each canary task that was lived with a held version; what it says refuses the version.
 
     Raises:
