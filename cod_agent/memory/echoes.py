@@ -3,7 +3,7 @@
 In an episode that started from a bad note the model may say what the note says, and be answered with it: `you said ...`, a tool that
 keeps what it is handed, the next task made from the last answer. An echo is a text that has, from the beginning of a word, `QUOTED`
 characters on end in common with what the model said before it, or a word like a name in a computer (a digit or a sign in it, or all
-capitals, and 8 characters long), where the model did not have them from this episode's task, observations and results. Case and white
+capitals, and `NAMED` characters long), where the model did not have them from this episode's task, observations and results. Case and white
 space do not count. What is shorter, or said in other words, is not recognised.
 
 Nothing here writes.
@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 import re
 import sqlite3
+import string
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -22,7 +23,9 @@ from cod_agent.memory.descent import Descent, Place
 
 QUOTED = 20
 _WORD = re.compile(r"\b\w")
-_NAME = re.compile(r"[^\W_](?=\S*[\d@/_]|[A-Z\d-]{7})\S{6,}[^\W_]")
+NAMED = 8
+_LIKE_A_NAME = re.compile(r"[\d@/_]|[A-Z\d-]{8}")
+_AROUND = string.punctuation + "‘’“”«»…"
 
 
 @dataclass(slots=True)
@@ -107,7 +110,8 @@ def marks(value: Any) -> set[str]:
     found: set[str] = set()
     for text in texts(value):
         plain = " ".join(text.split())
-        found |= {name.casefold() for name in _NAME.findall(plain)}
+        names = (word.strip(_AROUND) for word in plain.split(" "))
+        found |= {name.casefold() for name in names if len(name) >= NAMED and _LIKE_A_NAME.search(name)}
         plain = plain.casefold()
         starts = (word.start() for word in _WORD.finditer(plain, 0, len(plain) - QUOTED + 1))
         found |= {plain[at : at + QUOTED] for at in starts}
