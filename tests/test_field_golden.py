@@ -139,7 +139,7 @@ async def test_a_life_goes_on_where_it_was(old: Path) -> None:
 
 
 MIGRATING = """
-import os, signal, sqlite3, sys
+import os, shutil, signal, sqlite3, sys
 from cod_agent.memory import database, schema
 class Dying(sqlite3.Connection):
     def execute(self, *said):
@@ -152,8 +152,8 @@ connect = sqlite3.connect
 sqlite3.connect = lambda *said, **more: connect(*said, **more, factory=Dying)
 import sqlite_utils
 from cod_agent.memory.database import Memory
-for number in range(1, 1000):
-    os.system(f"cp {sys.argv[1]} {sys.argv[1]}.{number}")
+for number in range(1, 1000, 3):
+    shutil.copyfile(sys.argv[1], f"{sys.argv[1]}.{number}")
     pid = os.fork()
     if pid == 0:
         left = number
@@ -166,11 +166,12 @@ for number in range(1, 1000):
 
 
 def test_a_migration_that_is_killed_at_any_statement_goes_on(old: Path) -> None:
+    """At every third one, which takes a third of the time."""
     done = subprocess.run([sys.executable, "-c", MIGRATING, str(old)], capture_output=True, text=True, check=True)
-    killed = int(done.stdout) - 1
-    assert killed > 10
+    killed = range(1, int(done.stdout), 3)
+    assert len(killed) > 10
     said = rows(old, old)
-    for number in range(1, killed + 1):
+    for number in killed:
         left = old.with_name(f"old.db.{number}")
         Memory(left, durable=False).close()
         assert version(left) == len(schema.MIGRATIONS)
