@@ -101,12 +101,14 @@ class Prompts(Protocol):
 
 
 _MARK = re.compile(
-    r"<\s*/?\s*(?:context|rules|task|trajectory|feedback|observation|think|tool_call|tool_response|(?:start|end)_of_turn)\b"
-    r"(?:[^<>\n]{0,40}>)?|<\|[^<>|\s]{1,40}\|>|\[\s*/?\s*inst\s*\]|<<\s*/?\s*sys\s*>>"
+    r"<\s*(?:/\s*)?(?:context|rules|task|trajectory|feedback|observation|think|tool_call|tool_response|(?:start|end)_of_turn)\b"
+    r"(?:[^<>\n]{0,40}>)?|<\|[^<>|\s]{1,40}\|>|\[\s*(?:/\s*)?inst\s*\]|<<\s*(?:/\s*)?sys\s*>>"
 )
 """Our delimiters and those of chat templates, as `plain` reads them."""
 
-_BRACKETS = re.compile("[<\\[&\u02c2\u1438\u2039\u226e\u2329\u276e\u27e8\u3008\ufe3f\ufe47\ufe60\ufe64\uff06\uff1c\uff3b]")
+_BRACKETS = re.compile(
+    "[<\\[&\u02c2\u1438\u2039\u226e\u2329\u276e\u27e8\u3008\ufe3f\ufe47\ufe60\ufe64\uff06\uff1c\uff3b]"
+)
 """Whatever `plain` reads as `<` or `[`, or as the beginning of an entity: without one, there is nothing to look for."""
 
 

@@ -13,7 +13,7 @@ import unicodedata
 from functools import lru_cache
 
 _PIECE = re.compile(
-    r"[ -%'-~\n\t\r]+|[&\uff06\ufe60](?:amp;)*(?:lt|gt|sol|vert|verbar|lsqb|rsqb|#0*[0-9]{2,6}|#x0*[0-9a-f]{2,5});?|.",
+    r"[ -%'-~\n\t\r]+|[&\uff06\ufe60](?:amp;)*(?:lt|gt|sol|vert|verbar|lsqb|rsqb|#0{0,20}[0-9]{2,6}|#x0{0,20}[0-9a-f]{2,5});?|.",
     re.DOTALL | re.IGNORECASE,
 )
 """Ordinary text as it comes, an entity (also one written twice over), or a single character."""

@@ -129,8 +129,8 @@ _ORDERS = {
     ),
 }
 _ROLES = (
-    r"<\s*/?\s*(?:system|user|assistant|tool|instructions?|prompt|im_start|im_end|inst|sys)\s*>|<\|[^<>|]{1,40}\|>|\[/?inst\]|"
-    r"<<\s*/?sys\s*>>|#+\s*(?:system|instructions?)\b|(?:^|[\s\"'*_`(\[{>])(?:system|assistant|human|developer)"
+    r"<\s*(?:/\s*)?(?:system|user|assistant|tool|instructions?|prompt|im_start|im_end|inst|sys)\s*>|<\|[^<>|]{1,40}\|>|\[/?inst\]|"
+    r"<<\s*/?sys\s*>>|#{1,6}\s*(?:system|instructions?)\b|(?:^|[\s\"'*_`(\[{>])(?:system|assistant|human|developer)"
     r"(?:\s+(?:message|prompt|note|instruction))?\s*[\]*_`)]*\s*:"
 )
 _SECRETS = (
@@ -139,8 +139,8 @@ _SECRETS = (
 )
 _LINKS = (
     r"\b(?:https?|ftp|wss?|file|data|javascript|mailto|ssh|git|magnet):/{0,2}[^\s]+|\bwww\.[^\s]+|\bhxxps?\b|"
-    r"[\w.+-]+\s?(?:@|\(at\)|\[at\])\s?[\w-]+\s?(?:\.|\(dot\)|\[dot\])\s?[a-z]{2,}|\b(?:\d{1,3}\.){3}\d{1,3}\b|"
-    r"\b[a-z0-9-]+(?:\.|\(dot\)|\[dot\])(?:com|net|org|io|ru|cn|info|biz|xyz|top|dev|app|ai|co|me|site|online|example|test)\b"
+    r"[\w.+-]{1,64}\s?(?:@|\(at\)|\[at\])\s?[\w-]+\s?(?:\.|\(dot\)|\[dot\])\s?[a-z]{2,}|\b(?:\d{1,3}\.){3}\d{1,3}\b|"
+    r"\b[a-z0-9-]{1,63}(?:\.|\(dot\)|\[dot\])(?:com|net|org|io|ru|cn|info|biz|xyz|top|dev|app|ai|co|me|site|online|example|test)\b"
 )
 _COMMANDS = (
     r"\b(?:rm\s+-\w*[rf]|curl\s|wget\s|sudo\s|chmod\s|chown\s|mkfs|dd\s+if=|nc\s+-|netcat|powershell|cmd\.exe|bash\s+-|sh\s+-c|eval\s*\(|"
@@ -152,7 +152,7 @@ _COMPILED = {why: re.compile("|".join(patterns)) for why, patterns in _ORDERS.it
 _ROLE, _SECRET, _LINK, _COMMAND = (re.compile(pattern) for pattern in (_ROLES, _SECRETS, _LINKS, _COMMANDS))
 _PACKED = re.compile(
     r"(?P<bits>\b(?:[01]{7,8}\s?){4,})|(?P<hex>\b(?:[0-9a-f]{2}[\s:,-]?){12,})|"
-    r"(?P<codes>(?:(?:\\+x|%|\\+u00|0x|&#x?)[0-9a-f]{2,4};?[\s,]*){4,})|"
+    r"(?P<codes>(?:(?:\\{1,4}x|%|\\{1,4}u00|0x|&#x?)[0-9a-f]{2,4};?[\s,]*){4,})|"
     r"(?P<letters>\b(?:[^\W\d_][ .,_*/-]+){8,}[^\W\d_]\b)|(?P<morse>(?:[.·-]{1,5}[\s/|]+){8,})|(?P<packed>[a-z0-9+/_-]{12,}={0,2})",
     re.IGNORECASE,
 )

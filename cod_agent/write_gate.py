@@ -29,6 +29,8 @@ MAX_CHANGE = 0.75
 """Share of the old note's lines that may go in one update, under `quarantine`."""
 MAX_NEW = 1500
 """Characters of new lines in one update, under `quarantine`."""
+SAID = 5
+"""Findings that a reason spells out; the version has all of them."""
 SMALL = 4
 """A note of fewer lines may change altogether: it is only beginning."""
 
@@ -51,7 +53,9 @@ class Verdict:
         """In words; "" for an update that is in force."""
         if self.outcome == "live":
             return ""
-        return "; ".join(map(str, self.findings)) or "review: every update waits for a decision"
+        said, more = self.findings[:SAID], len(self.findings) - SAID
+        words = [*map(str, said), *([f"and {more} more"] if more > 0 else [])]
+        return "; ".join(words) or "review: every update waits for a decision"
 
     def json(self) -> list[list[Any]]:
         """Its findings, as `contexts.sources` keeps them: [kind, why, line, text]."""

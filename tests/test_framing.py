@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -136,6 +137,20 @@ def test_no_delimiter_survives(text: str) -> None:
     for whole in (COMPACT.solve(TASK, "", Observation(text)), COMPACT.solve(TASK, text, Observation("@"))):
         assert whole[0].content.count("</context>") == 1 and whole[0].content.count("<context>") == 1
     assert defuse(safe) == safe
+
+
+HOSTILE = ["< ", "<" + " " * 9, "&amp;", "&#0", "<|", "<<", "[ ", "а<", "\u200b<", "<context "]
+
+
+@pytest.mark.parametrize(
+    "piece",
+    [*HOSTILE, "<" + " " * 100_000, "&#" + "0" * 100_000, "&" + "amp;" * 30_000],
+    ids=lambda text: ascii(text[:12]),
+)
+def test_no_text_takes_long_to_look_through(piece: str) -> None:
+    text, began = piece * (100_000 // len(piece) or 1), time.process_time()
+    defuse(text)
+    assert time.process_time() - began < 2
 
 
 class Told:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import base64
 import codecs
+import time
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from cod_agent.blame import Line, follow
 from cod_agent.suspicions import CHECKS, Proposal
@@ -105,6 +108,43 @@ def test_honest_notes_pass(body: str) -> None:
 def test_an_order_in_other_words_passes(body: str) -> None:
     """What the page says is not promised: these checks are no proof."""
     assert found(body) == set()
+
+
+@pytest.mark.parametrize(
+    "piece",
+    [
+        "a",
+        "a-",
+        "_",
+        ". ",
+        "- ",
+        "\\",
+        "#",
+        "$(",
+        "![",
+        "<",
+        "0 ",
+        "ignore ",
+        "answers a ",
+        "send ",
+        "a.",
+        "\u200b",
+        "а",
+        "Up: up\n",
+        "&amp;",
+        "\ud800",
+    ],
+    ids=ascii,
+)
+def test_no_note_takes_long_or_raises(piece: str) -> None:
+    body, began = piece * (4000 // len(piece)), time.process_time()
+    found(body, environment=piece * 10_000)
+    assert time.process_time() - began < 2
+
+
+@given(st.text(max_size=200))
+def test_no_text_raises(text: str) -> None:
+    found(text, before=text[:50], tool=text[50:])
 
 
 def test_long_quotes_are_found_and_short_ones_are_not() -> None:
