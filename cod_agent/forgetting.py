@@ -90,7 +90,7 @@ async def forget(
     if any(not text.strip() for text in quoting):
         raise UsageError("a text to be forgotten has at least one letter: every text has the empty one in it")
     where = await agent.memory.read(lambda conn: places(conn, agent.name, task, run))
-    done = Forgotten(await _remove(agent, where, reason, quoting))
+    done = Forgotten(await _remove(agent, where, agent._tap.text(reason), quoting))
     done.lingering = await asyncio.to_thread(_clear, agent, vacuum)
     for owner, name in done.removed.runs:
         async with _living(agent, owner, name) as (twin, opened):
@@ -134,8 +134,9 @@ def _unqueue(conn: sqlite3.Connection, tasks: Iterable[tuple[str, str, int]]) ->
 
 def _clear(agent: CoDAgent, vacuum: bool) -> bool:
     """Take out of the file what SQLite would leave in its free room and its log; returns whether something of it is left."""
-    if vacuum:
-        agent.memory.vacuum()
+    if not vacuum:
+        return False
+    agent.memory.vacuum()
     log = Path(f"{agent.memory.path}-wal")
     return log.is_file() and log.stat().st_size > 0
 

@@ -83,6 +83,16 @@ async def test_without_a_model_it_is_taken_out_at_once_and_the_rest_waits(tmp_pa
     assert sound(path)
 
 
+async def test_it_is_forgotten_in_the_middle_of_a_life(tmp_path: Path) -> None:
+    path = tmp_path / "a.db"
+    async with house(path) as agent:
+        async for outcome in agent.run(tasks(5, {1: "feedback"})):
+            if outcome.position == 2:
+                assert (await agent.forget("room1")).derived
+        assert [f"room{at}" in agent.context for at in range(5)] == [True, False, True, True, True]
+    assert not hiding(path) and sound(path)
+
+
 async def test_what_another_task_needs_stays_word_for_word(tmp_path: Path) -> None:
     path = tmp_path / "a.db"
     async with house(path) as agent:

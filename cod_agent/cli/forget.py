@@ -79,8 +79,8 @@ def forget(
         memory.close()
     if as_json:
         return print_json({"db": str(db), "forgotten": [one.json() for one in done]})
-    for one in done:
-        _told(db, one)
+    for owner, one in zip(owners, done, strict=True):
+        _told(db, one, f"{owner}: " if len(owners) > 1 else "")
     return None
 
 
@@ -181,8 +181,8 @@ def _would(found: Removed, as_json: bool) -> None:
     return None
 
 
-def _told(db: Path, done: Forgotten) -> None:
-    typer.echo(f"{_tasks(done.removed)} forgotten: {_rows(done.removed)}.")
+def _told(db: Path, done: Forgotten, whose: str) -> None:
+    typer.echo(f"{whose}{_tasks(done.removed)} forgotten: {_rows(done.removed)}.")
     for (agent, run), version in done.derived.items():
         typer.echo(f"{agent}, {run}: what remains was learnt again; version {version} is in force.")
     for (agent, run), what in done.waiting.items():

@@ -84,6 +84,7 @@ class Removal:
             RunLeased: another process lives a run that is reached.
         """
         conn = self._conn
+        conn.execute("PRAGMA secure_delete = ON")  # for what no VACUUM follows
         plans: dict[int, Plan | None] = {}
         held = {run for run in self._runs if lease.ours(conn, run)}
         for run in self._runs.values():
