@@ -209,3 +209,16 @@ async def test_what_cannot_be_told_is_taken_as_it_comes(journal: Memory) -> None
             assert text == right[:4] + right
     finally:
         del FAULTS[faults[0]]
+
+
+async def test_failed_attempts_of_other_calls_are_on_record_too(journal: Memory) -> None:
+    def reply(request: dict[str, Any], n: int) -> Any:
+        return Fault(status=503) if n < 2 else Fault(garbage=b'{"data": []}')
+
+    with ScriptedServer(reply) as server:
+        async with recording_client() as client:
+            with Episode(journal, 1, 1):
+                url = f"{server.url}/embeddings"
+                said = [(await client.post(url, json={"input": "x"})).status_code for _ in range(3)]
+    assert said == [503, 503, 200]
+    assert (count(journal, "effects"), count(journal, "attempts")) == (1, 2)

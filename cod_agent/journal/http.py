@@ -31,6 +31,7 @@ from cod_agent.journal.episode import STOPS, Episode, current_episode
 from cod_agent.journal.pieces import Events
 from cod_agent.journal.requests import Request, clean_request, read_request
 from cod_agent.journal.tokens import on_policy
+from cod_agent.memory.hashing import effect_key
 from cod_agent.secrets import Secrets
 
 
@@ -175,20 +176,26 @@ class _Call:
         text = episode.tap.text(decoded)
         if text != decoded:
             http_request = _with_body(self.module, http_request, text.encode())
-        refused: list[Any] = []
+        name, refused = episode.tap.text(f"POST {http_request.url.path}"), list[Any]()
 
-        async def do(_: int) -> tuple[Any, None]:
-            response = await inner.handle_async_request(http_request)
-            body = await whole(response)
-            if response.status_code != 200:
-                refused.append(self._copy(http_request, response, content=body))
-                raise _NotOk
-            return [response.headers.get("content-type", ""), body.decode("utf-8", "replace")], None
+        async def do(occurrence: int) -> tuple[Any, None]:
+            started, detail = time.time(), ""
+            try:
+                response = await inner.handle_async_request(http_request)
+                body = await whole(response)
+                if response.status_code != 200:
+                    body = _without_key(http_request, body)
+                    refused.append(self._copy(http_request, response, content=body))
+                    detail = f"HTTP {response.status_code}: {body[:500].decode('utf-8', 'replace')}"
+                    raise _NotOk
+                return [response.headers.get("content-type", ""), body.decode("utf-8", "replace")], None
+            except BaseException as error:
+                key = effect_key("tool", name, text)
+                await episode.failed("tool", key, occurrence, started, detail or _happened(error))
+                raise
 
         try:
-            (kind, body), _, _ = await episode.effect(
-                "tool", episode.tap.text(f"POST {http_request.url.path}"), text, do
-            )
+            (kind, body), _, _ = await episode.effect("tool", name, text, do)
         except _NotOk:
             return refused[0]
         return self.module.Response(200, headers={"content-type": kind}, content=body.encode(), request=http_request)
