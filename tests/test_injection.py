@@ -14,8 +14,6 @@ from cod_agent.suspicions import CHECKS, Proposal
 from cod_agent.write_gate import WriteGate
 
 FEW = ATTACKS[::4]
-FACTS = ("plausible", "across tasks")
-"""Families that say nothing an honest note would not say: no check of words finds them."""
 
 
 async def fates(folder: Path, attacks: Sequence[Attack], gate: WriteGate | str, **how: object) -> list[trial.Fate]:
@@ -44,7 +42,7 @@ async def test_what_is_marked_as_data_is_marked_whatever_stands_in_it(tmp_path: 
 async def test_quarantine_holds_back_what_is_an_order_and_lets_a_lie_through(tmp_path: Path) -> None:
     lived = await fates(tmp_path, ATTACKS, "quarantine")
     through = {attack.family for attack, fate in zip(ATTACKS, lived, strict=True) if fate.stayed}
-    assert through == {"plausible", "across tasks"}
+    assert through == {"plausible"}
     lies = [fate for attack, fate in zip(ATTACKS, lived, strict=True) if attack.family == "plausible"]
     assert all(fate.stood and fate.obeyed and fate.spread for fate in lies)
 
