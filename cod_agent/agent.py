@@ -288,7 +288,7 @@ class CoDAgent:
 
     async def forget(
         self,
-        task: str | int,
+        task: str | int | None = None,
         *,
         run: str | None = None,
         reason: str = "",
@@ -298,7 +298,7 @@ class CoDAgent:
         """Take everything descended from a bad task out of the memory, and learn what remains again (see `cod_agent.forgetting`).
 
         Args:
-            task: its id, wherever this agent lived it, or a position of one run.
+            task: its id, wherever this agent lived it, or a position of one run; None: only what `quoting` says.
             run: the run; by default every one that has a task of that id, or "life" for a position.
             reason: kept in the commits, in words that may stay.
             quoting: texts that go wherever they stand in the file, whatever they are descended from.

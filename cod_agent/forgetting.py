@@ -71,12 +71,14 @@ class Forgotten:
         }
 
 
-def places(conn: sqlite3.Connection, agent: str, task: str | int, run: str | None) -> list[Place]:
-    """Where a task was lived: every position that has its id, or one position of a run.
+def places(conn: sqlite3.Connection, agent: str, task: str | int | None, run: str | None) -> list[Place]:
+    """Where a task was lived: every position that has its id, or one position of a run; None: nowhere.
 
     Raises:
         UnknownName: nowhere.
     """
+    if task is None:
+        return []
     if isinstance(task, str):
         return places_of(conn, task, agent, run)
     found = runs.find_run(conn, agent, run or "life")
@@ -84,9 +86,11 @@ def places(conn: sqlite3.Connection, agent: str, task: str | int, run: str | Non
 
 
 async def forget(
-    agent: CoDAgent, task: str | int, run: str | None, reason: str, quoting: Sequence[str], vacuum: bool
+    agent: CoDAgent, task: str | int | None, run: str | None, reason: str, quoting: Sequence[str], vacuum: bool
 ) -> Forgotten:
     """See `CoDAgent.forget`."""
+    if task is None and not quoting:
+        raise UsageError("say what is to be forgotten: a task's id, a position, or texts (quoting=[...])")
     if any(not text.strip() for text in quoting):
         raise UsageError("a text to be forgotten has at least one letter: every text has the empty one in it")
     where = await agent.memory.read(lambda conn: places(conn, agent.name, task, run))

@@ -236,7 +236,7 @@ async def test_a_text_can_be_taken_out_wherever_it_stands(tmp_path: Path) -> Non
         await lived(agent, tasks(3, {1: "observation"}), run="other")
         await agent.forget("room0", run="life")
         assert hiding(path), "another run read it by itself"
-        done = await agent.forget("room0", run="life", quoting=[PLANTED.upper()])
+        done = await agent.forget(quoting=[PLANTED.upper()])
         assert not hiding(path) and ("a", "other") in done.derived
         assert PLANTED not in str(versions(path, "other")[-1]) and "room2" in str(versions(path, "other")[-1])
     assert sound(path)

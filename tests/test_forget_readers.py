@@ -129,3 +129,7 @@ def test_a_position_needs_its_run(forgotten: Path) -> None:
     assert done.exit_code == 1 and "has 3 such runs" in done.output
     done = CliRunner().invoke(app, ["context", "forget", str(forgotten)])
     assert done.exit_code == 1 and "--task ID" in done.output
+    done = CliRunner().invoke(
+        app, ["context", "forget", str(forgotten), "--text", "has 5 watts", "--dry-run", "--json"]
+    )
+    assert json.loads(done.stdout)["rows"]["context"] >= 2

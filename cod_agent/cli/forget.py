@@ -60,11 +60,12 @@ def forget(
     from cod_agent.memory.readonly import look
     from cod_agent.memory.removal import Removal
 
-    if (task is None) == (position is None):
-        raise UsageError("say which task: --task ID, or --position N with --run")
-    asked: str | int = task if task is not None else int(position or 0)
+    if (task is None) == (position is None) and (task is not None or not text):
+        raise UsageError("say which task: --task ID, or --position N with --run; or --text TEXT alone")
+    asked = position if task is None else task
     with look(db) as conn:
-        owners = _owners(conn, db, agent, run, None if task is None else places_of(conn, task, agent, run))
+        found = places_of(conn, task, agent, run) if task is not None else None
+        owners = _owners(conn, db, agent, run, found, at_all=position is not None)
         if dry_run:
             where = [place for owner in owners for place in places(conn, owner, asked, run)]
             return _would(Removal(conn, where, text or ()).removed, as_json)
@@ -97,15 +98,17 @@ class _Wanted:
     timeout: float | None
 
 
-def _owners(conn: Any, db: Path, agent: str | None, run: str | None, found: list[tuple[int, int]] | None) -> list[str]:
-    """Whose tasks are forgotten."""
+def _owners(
+    conn: Any, db: Path, agent: str | None, run: str | None, found: list[tuple[int, int]] | None, *, at_all: bool
+) -> list[str]:
+    """Whose tasks are forgotten; where it is about a text and no task at all, any agent does."""
     from cod_agent.memory import history
 
     if found is not None:
         query = "SELECT agent FROM runs WHERE id = ?"
         return sorted({conn.execute(query, (run_id,)).fetchone()[0] for run_id, _ in found})
     chosen = history.find(conn, agent, run)
-    if len(chosen) != 1:
+    if len(chosen) != 1 and (at_all or not chosen):
         raise UsageError(
             f"{db} has {len(chosen)} such runs: say whose position by --agent and --run; "
             f"{command_line('cod', 'context', 'log', db)} lists them"
@@ -116,7 +119,7 @@ def _owners(conn: Any, db: Path, agent: str | None, run: str | None, found: list
 async def _forget(
     memory: Memory,
     owner: str,
-    task: str | int,
+    task: str | int | None,
     run: str | None,
     reason: str,
     quoting: tuple[str, ...],
@@ -128,8 +131,11 @@ async def _forget(
     from cod_agent.forgetting import places
 
     def kept(conn: Any) -> tuple[str, str | None, dict[str, Any]]:
-        run_id = places(conn, owner, task, run)[0][0]
-        row = conn.execute("SELECT name, environment, settings FROM runs WHERE id = ?", (run_id,)).fetchone()
+        found = places(conn, owner, task, run)
+        query = (
+            "SELECT name, environment, settings FROM runs WHERE agent = ? AND id = coalesce(?, id) ORDER BY id LIMIT 1"
+        )
+        row = conn.execute(query, (owner, found[0][0] if found else None)).fetchone()
         return row[0], row[1], json.loads(row[2])
 
     name, environment, settings = memory.read_sync(kept)
