@@ -30,7 +30,9 @@ from cod_agent.cli import app
 from cod_agent.environments import WORLDS, make_world
 from cod_agent.errors import ModelRefused, UsageError
 from cod_agent.events import Delta
+from cod_agent.journal.answers import read_answer
 from cod_agent.journal.http import recording_client
+from cod_agent.journal.pieces import Events
 from cod_agent.models.openai import OpenAIModel
 from cod_agent.secrets import SHORTEST
 
@@ -409,6 +411,24 @@ async def test_another_programs_stream_passes_up_to_the_secret_and_then_without_
     assert json.loads(outcome.answer) == [clean(text), "look", clean(json.dumps(calls[0][1]))]
     assert before[0] == 0 and before[-1] == 1, "it was shown as it came, and its end was on record first"
     assert secret == "" or secret not in str(kept(tmp_path / "a.db", "SELECT body FROM messages"))
+
+
+def test_a_thought_does_not_hold_the_answer_back_and_a_secret_holds_all_that_follows() -> None:
+    def event(**delta: str) -> bytes:
+        return b"data: " + json.dumps({"choices": [{"index": 0, "delta": delta}]}).encode() + b"\n\n"
+
+    events = Events(secrets())
+    assert events.add(event(reasoning="I see.")) == b"", "a secret may begin so"
+    assert events.add(event(content="Yes ")) == event(reasoning="I see.") + event(content="Yes ")
+    assert events.add(event(content=VALUE[:5])) == events.add(event(content=f"{VALUE[5:]} ")) == b""
+    assert events.add(event(content="and so on ")) == b""
+    message = {"role": "assistant", "reasoning": "I see.", "content": "Yes [secret:LOGIN] and so on "}
+    whole = {"id": "1", "choices": [{"index": 0, "message": message, "finish_reason": "stop"}]}
+    left = events.rest(read_answer("application/json", json.dumps(whole).encode()))
+    assert read_answer("text/event-stream", left).message == {
+        "content": "[secret:LOGIN] and so on ",
+        "role": "assistant",
+    }
 
 
 async def test_a_request_that_hides_a_secret_behind_escapes_is_redacted(tmp_path: Path) -> None:
