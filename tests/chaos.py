@@ -57,7 +57,7 @@ class Got:
     exact: bool
     dice: Random
     earlier: list[dict[str, Any]] = field(default_factory=list)
-    """Answers to other requests."""
+    """Answers to other requests; none for a client that has not seen yet how answers are named."""
 
     def changed(self, change: Callable[[dict[str, Any]], Any]) -> bytes:
         """The whole answer with something changed."""
@@ -85,7 +85,7 @@ class Line:
     """A connection to a client."""
 
     def __init__(self, writer: asyncio.StreamWriter) -> None:
-        self.writer, self.open = writer, True
+        self.writer, self.open, self.named = writer, True, False
 
     async def say(
         self, status: int, body: bytes, kind: str = "application/json", *, length: int | None = None, **headers: str
@@ -454,6 +454,9 @@ class Chaos:
         if n % (self._row + 1) < self._row and dice.random() < self._share:
             name = dice.choice(self._faults)
         got = await self._honest(raw, names.get("x-request-id", ""), dice)
+        if not line.named:
+            got.earlier = []
+        line.named = line.open and name == "none" and bool(names.get("x-request-id"))
         self.done[name] += 1
         await (FAULTS[name](line, got) if name in FAULTS else line.honest(got))
 
