@@ -81,6 +81,16 @@ def use_cpu_platform(platform: Any) -> None:
     functional.logprobs_from_logits_v2 = functional.logprobs_from_logits_naive
 
 
+def use_token_logprobs() -> None:
+    """On a GPU without flash-attn, have log-probabilities computed many tokens at a time: verl's own takes them one by one."""
+    import verl.utils.torch_functional as functional
+
+    from cod_train.verl.token_logprobs import token_logprobs
+
+    if not functional.FLAH_ATTN_CROSS_ENTROPY_LOSS_AVAILABLE:
+        functional.logprobs_from_logits_v2 = token_logprobs
+
+
 def register_rollout_backend(name: str, adapter: str, replica: Any) -> None:
     """Make `rollout.name=NAME` known: the adapter's dotted path, and what gives the replica class."""
     from verl.workers.rollout import base

@@ -1,4 +1,4 @@
-"""What every process of a run loads when it imports verl: the policy losses and, where this run computes on CPU, its platform.
+"""What every process of a run loads when it imports verl: the policy losses, and what this run computes with.
 
 verl finds it by the entry-point group `verl.plugins`, and by `VERL_USE_EXTERNAL_MODULES`, which `cod_train.verl_main` sets so that an
 error here is seen.
@@ -29,4 +29,6 @@ def use_cpu() -> None:
 
 if os.environ.get(DEVICE) == "cpu":
     use_cpu()  # before anything else of verl is imported: some of it takes names from there
+elif os.environ.get(DEVICE) == "gpu":
+    compat.use_token_logprobs()
 policy_loss.register()
