@@ -28,7 +28,7 @@ from typer.testing import CliRunner
 from cod_agent import CoDAgent, Feedback, Memory, Observation, Secrets, Task, recorded_tool, tool
 from cod_agent.cli import app
 from cod_agent.environments import WORLDS, make_world
-from cod_agent.errors import ModelRefused, UsageError
+from cod_agent.errors import ModelError, ModelRefused, UsageError
 from cod_agent.events import Delta
 from cod_agent.journal.answers import read_answer
 from cod_agent.journal.http import recording_client
@@ -464,6 +464,20 @@ async def test_a_login_in_the_address_is_shown_nowhere(tmp_path: Path, bare: pyt
         await model.aclose()
     said = f"{refused.value} {kept(tmp_path / 'a.db', 'SELECT * FROM runs')} {server.bodies}"
     assert "opensesame" not in said and "key-of-the-endpoint" not in said and "bob" not in str(refused.value)
+
+
+@pytest.mark.parametrize("status", [200, 400])
+@pytest.mark.parametrize("before", [140, 290, 490])
+async def test_a_secret_that_an_error_is_cut_off_in_is_not_kept_in_part(
+    tmp_path: Path, status: int, before: int
+) -> None:
+    with ScriptedServer(lambda request, n: Fault(status=status, garbage=b"x" * before + VALUE.encode())) as server:
+        model = OpenAIModel("m", base_url=server.url, retries=0)
+        async with agent(tmp_path, model=model) as made:
+            with pytest.raises(ModelError) as failed:
+                await made.solve(Task(id="t", prompt="?"))
+        await model.aclose()
+    assert VALUE[:6] not in f"{failed.value} {kept(tmp_path / 'a.db', 'SELECT detail FROM attempts')}"
 
 
 async def test_a_state_of_an_environment_that_holds_a_secret_is_not_stored(tmp_path: Path) -> None:

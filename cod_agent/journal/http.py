@@ -222,7 +222,7 @@ class _Call:
             await self._failed(request, _happened(error))
             raise
         if response.status_code != 200:
-            raw = _without_key(http_request, raw)
+            raw = self._clean(_without_key(http_request, raw))
             again = f"; retry-after {response.headers['retry-after']}" if "retry-after" in response.headers else ""
             await self._failed(request, f"HTTP {response.status_code}{again}: {raw[:500].decode('utf-8', 'replace')}")
             return self._copy(http_request, response, content=raw)
@@ -236,6 +236,14 @@ class _Call:
         if as_it_came and ("event-stream" if stream else "json") in kind:
             return self._copy(http_request, response, content=raw)
         return self._response(http_request, self.answered, stream)  # redacted, or not of the kind the program waits for
+
+    def _clean(self, raw: bytes) -> bytes:
+        """A body that is no answer, redacted before any of it is cut off."""
+        if self.episode is None or self.episode.redact is None:
+            return raw
+        said = raw.decode("utf-8", "replace")
+        cleaned = self.episode.tap.text(said)
+        return raw if cleaned == said else cleaned.encode()
 
     async def _came_in_time(self) -> None:
         """From here on the answer is stored, and nothing is cut off any more; unless time was up just now."""
@@ -260,6 +268,8 @@ class _Call:
             if self.prepared is not None and self.prepared.check is not None:
                 self.prepared.check(answer)
         except ModelGarbled as error:
+            if self._clean(raw) != raw:  # the error shows its beginning, where a secret may be cut in two
+                error.args = ("the endpoint's answer is no chat completion, and is not shown: it holds a secret",)
             await self._failed(request, str(error))
             raise
         came = answer
