@@ -66,6 +66,7 @@ benchmarks: $(VENV)/.dev
 	$(BIN)/python benchmarks/credit.py
 	$(BIN)/python benchmarks/merging.py
 	$(BIN)/python benchmarks/conversations.py
+	$(BIN)/python benchmarks/sharing.py
 
 # Every value of every kind of row changed, one at a time, and five hundred bits flipped: minutes.
 verify-all: $(VENV)/.dev
