@@ -214,7 +214,9 @@ class Judge:
             verdict.ended.append(ended(folder))
             if order.durable:  # else what was done and forgotten is done again
                 self._compare(folder, life.Log(folder / "log"), doubtful, verdict)
-            elif projection(folder / "life.db") != self.whole[()]:
+            elif all(
+                projection(folder / "life.db") != whole for whole in self._expected(_doubts(_recorded(folder)[1]))
+            ):
                 verdict.wrong.append("the life went on another way")
         return verdict
 
@@ -242,7 +244,7 @@ class Judge:
     def _compare(self, folder: Path, log: life.Log, doubtful: set[str], verdict: Verdict) -> None:
         _, tools, _ = _recorded(folder)
         ran = Counter(" ".join(line.split()[1:3]) for line in log.lines("tool"))
-        doubts = tuple(sorted(said for said, result in tools.items() if life.DOUBT in result))
+        doubts = _doubts(tools)
         verdict.doubts = len(doubts)
         for said in tools:
             allowed = len(verdict.ended) if said.startswith("look") else 1
@@ -270,6 +272,10 @@ class Judge:
         shutil.rmtree(made, ignore_errors=True)
         made.mkdir(parents=True)
         return made
+
+
+def _doubts(tools: dict[str, str]) -> tuple[str, ...]:
+    return tuple(sorted(said for said, result in tools.items() if life.DOUBT in result))
 
 
 def _rows(folder: Path) -> tuple[int, ...]:
