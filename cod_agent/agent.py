@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import copy
-from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -27,13 +27,15 @@ from cod_agent.events import Event, Judged
 from cod_agent.journal.boundary import secrets_of
 from cod_agent.journal.tap import Redact, Tap
 from cod_agent.lifecycle import Emit, Give, Lifecycle, Ways
-from cod_agent.memory import lease, read, runs
+from cod_agent.memory import read, runs
 from cod_agent.memory.database import Memory
 from cod_agent.models.base import Model
 from cod_agent.review import Review
 from cod_agent.secrets import Secrets
 from cod_agent.solvers.base import Solver
 from cod_agent.tasks import Feedback, Outcome, Pack, Task
+from cod_agent.tenancy import Tenancy
+from cod_agent.twins import SyncTwins
 from cod_agent.write_gate import OPEN_GATE, WriteGate, gate_of
 
 if TYPE_CHECKING:
@@ -45,7 +47,7 @@ LIFE = "life"
 """The run that tasks belong to when nothing else is said: an open-ended one."""
 
 
-class CoDAgent:
+class CoDAgent(SyncTwins):
     """An agent with a name, a memory and a context that it rewrites after every task.
 
     Args:
@@ -124,7 +126,7 @@ class CoDAgent:
             gate=passed,
             limits=Limits(budget, run_budget) if budget or run_budget else None,
         )
-        self._runs: dict[str, runs.Run] = {}
+        self._tenancy = Tenancy(self.memory, name)
         self._current: str | None = None
 
     # ---- living ----
@@ -199,7 +201,7 @@ class CoDAgent:
             raise UsageError(f"what is solved is a Task, not {type(task).__name__} {task!r:.60}")
         self._understood(self.environment)
         opened = await self._opened(run, None, None)
-        async with self._lock(run), self._renewed(opened):
+        async with self._tenancy.living(opened):
             await self._make_up(opened)
             left = await self.memory.read(lambda conn: read.in_state(conn, opened, "open"))
             following = (
@@ -239,7 +241,7 @@ class CoDAgent:
                 "an update follows feedback, and there is no model to write it: give CoDAgent(model=...) or updates=False"
             )
         said = Feedback(reward=reward, text=self._tap.text(text))
-        async with self._lock(run), self._renewed(opened):
+        async with self._tenancy.living(opened):
             known = await self.memory.read(lambda conn: read.position(conn, opened, position))
             if known.state == "open":
                 raise UsageError(
@@ -273,14 +275,15 @@ class CoDAgent:
         made._ways = replace(self._ways, updates=False, given=None, gate=OPEN_GATE)
         made._settings = {**self._settings, "updates": False, "purpose": purpose}
         made._owns_model = made._owns_memory = False
-        made._runs, made._current, made.watch, made.environment = {}, None, None, environment
+        made._tenancy = Tenancy(self.memory, self.name)
+        made._current, made.watch, made.environment = None, None, environment
         return made
 
     async def abandon(self, *, run: str = LIFE, reason: str = "abandoned") -> None:
         """Give up what stands unfinished in a run, so that another task can be solved: the task at its end, or else the first update
         that is due, which a model may refuse for good; the last good context stays."""
         opened, reason = await self._opened(run, None, None, must_exist=True), self._tap.text(reason)
-        async with self._lock(run):
+        async with self._tenancy.lock(run):
             life = self._lifecycle(opened)
             left = await self.memory.read(lambda conn: read.in_state(conn, opened, "open"))
             for known in left or (await self.memory.read(lambda conn: read.due(conn, opened)))[:1]:
@@ -322,45 +325,7 @@ class CoDAgent:
         """The newest context in force of the run lived last ("" before the first update)."""
         return self.memory.read_sync(lambda conn: read.newest_body(conn, self.name, self._current))
 
-    # ---- sync twins ----
-
-    def run_sync(
-        self, tasks: Pack | Iterable[Task], *, run: str | None = None, fork: tuple[str, int] | None = None
-    ) -> Iterator[Outcome]:
-        """`run` for code without an event loop."""
-        _refuse_loop("`async for outcome in agent.run(...)`")
-        with asyncio.Runner() as runner:
-            living = self.run(tasks, run=run, fork=fork)
-            try:
-                while True:
-                    try:
-                        yield runner.run(_next(living))
-                    except StopAsyncIteration:
-                        return
-            finally:
-                runner.run(living.aclose())  # type: ignore[attr-defined]
-                runner.run(self._release_model())
-
-    def solve_sync(self, task: Task, *, run: str = LIFE, position: int | None = None) -> Outcome:
-        """`solve` for code without an event loop."""
-        _refuse_loop("`await agent.solve(...)`")
-        return self._sync(self.solve(task, run=run, position=position))
-
-    def feedback_sync(
-        self, outcome: Outcome | int, reward: float | None = None, text: str = "", *, run: str | None = None
-    ) -> Outcome:
-        """`feedback` for code without an event loop."""
-        _refuse_loop("`await agent.feedback(...)`")
-        return self._sync(self.feedback(outcome, reward, text, run=run))
-
-    def _sync(self, work: Any) -> Any:
-        async def whole() -> Any:
-            try:
-                return await work
-            finally:
-                await self._release_model()
-
-        return asyncio.run(whole())
+    # ---- ending ----
 
     async def _release_model(self) -> None:
         """Close what belongs to the event loop that is about to end."""
@@ -368,12 +333,10 @@ class CoDAgent:
             if part is not None and hasattr(part, "aclose"):
                 await part.aclose()
 
-    # ---- ending ----
-
     async def aclose(self) -> None:
         """Give up the leases and close what this agent opened."""
         with contextlib.suppress(Exception):
-            await self.memory.write(self._release)
+            await self.memory.write(self._tenancy.release)
         if self._model is not None and self._owns_model and hasattr(self._model, "aclose"):
             await self._model.aclose()
         self._close()
@@ -381,15 +344,11 @@ class CoDAgent:
     def close(self) -> None:
         """`aclose` for code without an event loop."""
         with contextlib.suppress(Exception):
-            self.memory.write_sync(self._release)
+            self.memory.write_sync(self._tenancy.release)
         self._close()
 
-    def _release(self, conn: Any) -> None:
-        for opened in self._runs.values():
-            lease.release(conn, opened.id)
-
     def _close(self) -> None:
-        self._runs = {}
+        self._tenancy = Tenancy(self.memory, self.name)
         if self._model is not None and self._owns_model and hasattr(self._model, "close"):
             self._model.close()
         if self._owns_memory:
@@ -427,13 +386,13 @@ class CoDAgent:
         self._understood(environment)
         opened = await self._opened(name, pack, environment, fork=fork)
         lifecycle = self._lifecycle(opened, environment, emit)
-        async with self._renewed(opened):
+        async with self._tenancy.renewed(opened):
             position = 0
             async for task in _each(tasks):
                 if not isinstance(task, Task):
                     raise UsageError(f"a run is made of Tasks, not of {type(task).__name__} {task!r:.60}")
                 # Not held while the caller has the outcome: that is when it gives feedback.
-                async with self._lock(name):
+                async with self._tenancy.lock(name):
                     outcome = await lifecycle.live(position, task)
                     await self._try_held(opened, emit)
                 yield outcome
@@ -449,11 +408,6 @@ class CoDAgent:
         must_exist: bool = False,
     ) -> runs.Run:
         self._current = name
-        known = self._runs.get(name)
-        if known is not None:
-            if not await self.memory.read(lambda conn: lease.ours(conn, known.id)):
-                await self.memory.write(lambda conn: lease.take(conn, known.id, self.name, name))
-            return _fitting(known, pack)
         world = environment or self.environment
         said: dict[str, Any] = {
             "environment": getattr(world, "name", None) if world else None,
@@ -469,28 +423,7 @@ class CoDAgent:
             start = read.version_id(conn, self.name, *fork) if fork else None
             return runs.open_run(conn, self.name, name, start=start, **said)
 
-        opened = _fitting(await self.memory.write(open_it), pack)
-        self._runs[name] = opened
-        return opened
-
-    def _lock(self, name: str) -> asyncio.Lock:
-        return self.memory.lock(f"{self.name}\0{name}")
-
-    @contextlib.asynccontextmanager
-    async def _renewed(self, opened: runs.Run) -> AsyncIterator[None]:
-        """Keep the lease while something slow goes on."""
-
-        async def renew() -> None:
-            while True:
-                await asyncio.sleep(lease.SECONDS / 3)
-                with contextlib.suppress(Exception):  # the next commit says what is wrong
-                    await self.memory.write(lambda conn: lease.hold(conn, opened.id))
-
-        renewing = asyncio.create_task(renew())
-        try:
-            yield
-        finally:
-            renewing.cancel()
+        return _fitting(await self._tenancy.take(name, open_it), pack)
 
     def _understood(self, environment: Environment | None) -> None:
         """Raises: UsageError, where there is no model for the updates, or one that would not understand the environment."""
@@ -523,12 +456,6 @@ def _fitting(opened: runs.Run, pack: Pack | None) -> runs.Run:
     return opened
 
 
-def _refuse_loop(instead: str) -> None:
-    with contextlib.suppress(RuntimeError):
-        asyncio.get_running_loop()
-        raise UsageError(f"an event loop runs here already (an async function, a notebook): use {instead}")
-
-
 def _resolve(name: str, environment: Environment | None) -> Model:
     from cod_agent.models import resolve
 
@@ -541,10 +468,6 @@ def _secrets(tools: Sequence[Tool], *keepers: object) -> Secrets:
     for keeper in keepers:
         found = found.beside(getattr(keeper, "secrets", {}))
     return found
-
-
-async def _next(items: AsyncIterator[T]) -> T:
-    return await anext(items)
 
 
 async def _each(tasks: Iterable[Task] | AsyncIterable[Task]) -> AsyncIterator[Task]:

@@ -28,7 +28,7 @@ from cod_agent.errors import UsageError
 from cod_agent.journal.boundary import Boundary
 from cod_agent.journal.episode import current_episode
 from cod_agent.lifecycle import Lifecycle
-from cod_agent.memory import derivation, lease, read, runs
+from cod_agent.memory import derivation, read, runs
 from cod_agent.memory.descent import Place, places_of
 from cod_agent.memory.observations import unpack_observation
 from cod_agent.memory.removal import REASON, Removal, Removed
@@ -151,15 +151,14 @@ def _clear(agent: CoDAgent, vacuum: bool) -> bool:
 @asynccontextmanager
 async def _living(agent: CoDAgent, owner: str, name: str) -> AsyncIterator[tuple[CoDAgent, runs.Run]]:
     """The agent, under the name of the run's own, with the run's lease and lock."""
-    twin, known = copy.copy(agent), agent._runs if owner == agent.name else {}
-    twin.name, twin._runs = owner, dict(known)
+    twin = copy.copy(agent)
+    twin.name, twin._tenancy = owner, agent._tenancy.guest(owner)
     opened = await twin._opened(name, None, None, must_exist=True)
     try:
-        async with twin._lock(name), twin._renewed(opened):
+        async with twin._tenancy.living(opened):
             yield twin, opened
     finally:
-        for run in twin._runs.keys() - known.keys():
-            await agent.memory.write(lambda conn, of=twin._runs[run]: lease.release(conn, of.id))  # type: ignore[misc]
+        await agent.memory.write(twin._tenancy.release)
 
 
 async def _derive(agent: CoDAgent, run: runs.Run) -> int | str:
@@ -169,7 +168,7 @@ async def _derive(agent: CoDAgent, run: runs.Run) -> int | str:
         if plan.updates and agent._model is None:
             return MODEL
         again = await _opened_again(agent, run, plan)
-        async with agent._lock(again.name), agent._renewed(again):
+        async with agent._tenancy.living(again):
             for number, update in enumerate(plan.updates):
                 await _update(agent, again, number, update)
                 await agent._try_held(again)
@@ -198,8 +197,7 @@ async def _opened_again(agent: CoDAgent, run: runs.Run, plan: derivation.Plan) -
         said: dict[str, Any] = {"environment": environment, "pack": None, "length": None, "model": model}
         return runs.open_run(conn, run.agent, plan.run, settings=settings, start=start, **said)
 
-    agent._runs[plan.run] = opened = await agent.memory.write(open_it)
-    return opened
+    return await agent._tenancy.take(plan.run, open_it)
 
 
 async def _update(agent: CoDAgent, again: runs.Run, number: int, update: derivation.Named) -> None:

@@ -199,5 +199,5 @@ class Review:
     async def _living(self) -> AsyncIterator[runs.Run]:
         agent = self._agent
         opened = await agent._opened(self._run, None, None, must_exist=True)
-        async with agent._lock(self._run), agent._renewed(opened):
+        async with agent._tenancy.living(opened):
             yield opened
