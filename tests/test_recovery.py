@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import math
 import os
 import subprocess
@@ -332,6 +333,32 @@ async def test_a_full_disk_stops_even_a_solver_that_swallows_errors(
         with pytest.raises(StoreFull):
             await agent.solve(TASK)
     assert ran == [0], "after a failed commit nothing more is done"
+
+
+async def test_a_write_that_fails_when_nobody_waits_for_it_any_more_stops_the_episode_too(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ran, write, unheard = [], Memory.write, list[Any]()
+
+    async def full(memory: Memory, job: Any) -> Any:
+        if ran:
+            await asyncio.sleep(0.1)
+            raise StoreFull("the disk is full")
+        return await write(memory, job)
+
+    async def gives_up(task: Task, context: str, tools: Any) -> str:
+        for number in range(3):
+            with contextlib.suppress(Exception):
+                await asyncio.wait_for(tools[0](number), 0.03)
+        return "done"
+
+    monkeypatch.setattr(Memory, "write", full)
+    asyncio.get_running_loop().set_exception_handler(lambda _, said: unheard.append(said))
+    async with agent_on(path, solver=gives_up, tools=[lambda number: ran.append(number)]) as agent:
+        with pytest.raises(StoreFull):
+            await agent.solve(TASK)
+    gc.collect()
+    assert ran == [0] and not unheard
 
 
 # ---- leases ----
