@@ -67,7 +67,7 @@ def train(
     ] = False,
     wandb: Annotated[bool, typer.Option("--wandb", help="Send metrics to Weights & Biases, too.")] = False,
     config: Annotated[
-        str, typer.Option("--config", help="cpu_tiny, cpu_tiny_mixed, gpu_small, cluster_8b, or your own.")
+        str, typer.Option("--config", help="cpu_tiny, cpu_tiny_mixed, gpu_tiny, gpu_small, cluster_8b, or your own.")
     ] = "cpu_tiny",
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
 ) -> None:
