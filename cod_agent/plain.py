@@ -31,9 +31,13 @@ UNSEEN = re.compile(
 """Characters that are not seen, or that turn the order of those around them: zero-width, bidi, tags, controls, private use."""
 
 
+_UNSHOWN = re.compile(rf"{UNSEEN.pattern}|\r(?!\n)")
+"""And a carriage return alone: at a terminal, what follows it is written over the line."""
+
+
 def visible(text: str) -> str:
     """`text` with what is not seen written out (`\\u200b`): for terminals, which control characters would command."""
-    return UNSEEN.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+    return _UNSHOWN.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
 _ENTITY = "&\uff06\ufe60"

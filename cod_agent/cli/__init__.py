@@ -23,6 +23,7 @@ from cod_agent.cli.demo import demo as demo_command
 from cod_agent.cli.doctor import doctor as doctor_command
 from cod_agent.cli.eval import evaluate as eval_command
 from cod_agent.cli.host import host as host_command
+from cod_agent.cli.output import say
 from cod_agent.cli.prune import prune as prune_command
 from cod_agent.cli.run import run as run_command
 from cod_agent.cli.verify import anchor as anchor_command
@@ -61,10 +62,10 @@ class Commands(TyperGroup):
         except CodError as error:
             from cod_agent.secrets import Secrets
 
-            typer.echo(f"Error: {Secrets()(str(error))}", err=True)
+            say(f"Error: {Secrets()(str(error))}", err=True)
             raise typer.Exit(1) from error
         except KeyboardInterrupt:
-            typer.echo("Stopped.", err=True)
+            say("Stopped.", err=True)
             raise typer.Exit(130) from None
 
 
@@ -110,7 +111,7 @@ def _version(asked: bool) -> None:
     if asked:
         from cod_agent import __version__
 
-        typer.echo(f"connect-the-dots {__version__}")
+        say(f"connect-the-dots {__version__}")
         raise typer.Exit
 
 

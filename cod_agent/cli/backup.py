@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from cod_agent.cli.output import Progress, print_json
+from cod_agent.cli.output import Progress, print_json, say
 
 
 def backup(
@@ -32,5 +32,5 @@ def backup(
     if as_json:
         return print_json({**report.json(), "from": str(db), "size": size})
     counts = ", ".join(f"{report.counts[what]} {what}" for what in ("runs", "tasks", "contexts", "calls"))
-    typer.echo(f"{to} is a copy of {db} ({decimal(size)}) and agrees with itself: {counts}.")
+    say(f"{to} is a copy of {db} ({decimal(size)}) and agrees with itself: {counts}.")
     return None

@@ -11,7 +11,7 @@ import typer
 
 from cod_agent.cli import options
 from cod_agent.cli.forget import forget
-from cod_agent.cli.output import command_line, console, print_json
+from cod_agent.cli.output import command_line, console, print_json, say
 from cod_agent.cli.review import blame, canary, fork, review, rollback
 from cod_agent.errors import UnknownName, UsageError
 from cod_agent.plain import visible
@@ -69,7 +69,7 @@ def log(db: options.Db, agent: options.Whose = None, run: options.OfRun = None, 
             Text(step.weights.partition("/")[0][:48]),
             Text(visible(step.body) or (f"({step.gone})" if step.gone else "")),
         )
-    typer.echo(f"{chosen.agent}, {chosen.name}")
+    say(f"{chosen.agent}, {chosen.name}")
     console().print(table)
     return None
 
@@ -126,10 +126,10 @@ def diff(
     if as_json:
         return print_json({"from": old.json(), "to": new.json(), "diff": "\n".join(lines)})
     if not lines:
-        return typer.echo(f"versions {old.version} and {new.version} are the same")
+        return say(f"versions {old.version} and {new.version} are the same")
     styles = {"+": "green", "-": "red", "@": "cyan"}
     for line in lines:
-        console().print(visible(line), style=styles.get(line[:1], ""), markup=False, soft_wrap=True)
+        console().print(line, style=styles.get(line[:1], ""), soft_wrap=True)
     return None
 
 
@@ -167,7 +167,7 @@ def _runs(found: list[Any], db: Path, as_json: bool) -> None:
         table.add_row(one.agent, Text(one.name), str(one.tasks), mean, str(one.versions), Text(newest))
     console().print(table)
     more = command_line("cod", "context", "log", db, "--agent", found[0].agent, "--run", found[0].name)
-    return typer.echo(f"{len(found)} runs. One of them in full: {more}")
+    return say(f"{len(found)} runs. One of them in full: {more}")
 
 
 __all__ = ["app"]

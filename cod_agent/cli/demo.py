@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from cod_agent.cli import options
-from cod_agent.cli.output import Progress, command_line, console, print_json, resumable
+from cod_agent.cli.output import Progress, command_line, console, print_json, resumable, say
 from cod_agent.cli.story import Story
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ def demo(
     with resumable(again, db):
         found, inexact = asyncio.run(_live(plan, db, story, quiet=as_json))
     study = Study((found,), (plan,), db, found.seconds)
-    files = {**save(study, out, "demo", tell=lambda said: typer.echo(said, err=True)), "database": db}
+    files = {**save(study, out, "demo", tell=lambda said: say(said, err=True)), "database": db}
     if as_json:
         print_json({**found.json(), "files": {name: str(path) for name, path in files.items()}})
     else:
@@ -123,8 +123,8 @@ def _view(plan: Plan, lanes: Sequence[Lane], story: Story, quiet: bool) -> Itera
     total = plan.packs * plan.pack_size * len(lanes)
     if quiet or not sys.stdout.isatty():
         if not quiet:
-            typer.echo(f"{MODEL} lives through {plan.packs} packs of {WORLD}, with and without its context.")
-            typer.echo(INTRO.format(n=plan.pack_size) + "\n")
+            say(f"{MODEL} lives through {plan.packs} packs of {WORLD}, with and without its context.")
+            say(INTRO.format(n=plan.pack_size) + "\n")
         with Progress(total, "tasks") as progress:
             yield progress.step
         if not quiet:
@@ -184,12 +184,12 @@ def _bar(mean: float, color: str) -> Any:
 
 
 def _tell(found: Evaluation, inexact: int, db: Path, files: Sequence[Path]) -> None:
-    typer.echo(conclusion(found))
-    typer.echo("")
+    say(conclusion(found))
+    say("")
     exact = f"{found.calls - inexact} of them" if inexact else "each"
-    typer.echo(f"{found.calls} model calls in {found.seconds:.1f} s, {exact} recorded with exact tokens. What remains:")
-    typer.echo(f"  {', '.join(map(str, files))}")
-    typer.echo("Try next:")
+    say(f"{found.calls} model calls in {found.seconds:.1f} s, {exact} recorded with exact tokens. What remains:")
+    say(f"  {', '.join(map(str, files))}")
+    say("Try next:")
     pack = f"{WORLD}/eval/{found.seed}/0"
     for command, why in (
         (
@@ -200,7 +200,7 @@ def _tell(found: Evaluation, inexact: int, db: Path, files: Sequence[Path]) -> N
         (("cod", "eval", WORLD, "--packs", 512, "--controls", "no-context,perfect"), "the same, measured closely"),
         (("cod", "run", WORLD, "--model", "openai:NAME", "--base-url", "URL"), "a model of your own"),
     ):
-        typer.echo(f"  {command_line(*command)}\n      {why}")
+        say(f"  {command_line(*command)}\n      {why}")
 
 
 def conclusion(found: Evaluation) -> str:

@@ -14,7 +14,7 @@ import typer
 
 from cod_agent.cli import options
 from cod_agent.cli.eval_tables import tell
-from cod_agent.cli.output import Progress, command_line, print_json, resumable
+from cod_agent.cli.output import Progress, command_line, print_json, resumable, say
 from cod_agent.errors import UsageError
 
 if TYPE_CHECKING:
@@ -180,12 +180,12 @@ def _studied(parts: Sequence[Plan], db: Path, out: Path, api_key: str | None, ra
 def _said(found: Study, out: Path, *, as_json: bool) -> None:
     from cod_agent.evaluation.report import save
 
-    files = {**save(found, out, tell=lambda said: typer.echo(said, err=True)), "database": found.database}
+    files = {**save(found, out, tell=lambda said: say(said, err=True)), "database": found.database}
     if as_json:
         print_json({**found.json(), "files": {name: str(path) for name, path in files.items()}})
     else:
         tell(found)
-        typer.echo(f"Files: {', '.join(str(path) for path in files.values())}")
+        say(f"Files: {', '.join(str(path) for path in files.values())}")
 
 
 def _folder(names: Sequence[str], plan: Plan) -> str:

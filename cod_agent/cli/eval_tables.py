@@ -10,12 +10,11 @@ from collections.abc import Iterator, Sequence
 from textwrap import wrap
 from typing import TYPE_CHECKING, Literal
 
-import typer
 from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from cod_agent.cli.output import console
+from cod_agent.cli.output import console, say
 
 if TYPE_CHECKING:
     from cod_agent.evaluation import Comparison, Evaluation, Study
@@ -33,7 +32,7 @@ def tell(study: Study) -> None:
     """Print all of it, but for where the files are."""
     for found in study.evaluations:
         if study.evaluations[1:]:
-            typer.echo(f"{found.world}, {found.amount}")
+            say(f"{found.world}, {found.amount}")
         _tell(found)
     if study.evaluations[1:]:
         _together(study)
@@ -46,19 +45,19 @@ def _tell(found: Evaluation) -> None:
     screen = console()
     for table in by_position(found, screen.width):
         screen.print(table)
-    typer.echo("mean reward [95% interval]")
+    say("mean reward [95% interval]")
     if found.comparison is not None:
-        typer.echo(f"\n{words.short(MAIN, found)} minus {words.short(found.arms[-1].name, found)}:")
+        say(f"\n{words.short(MAIN, found)} minus {words.short(found.arms[-1].name, found)}:")
         screen.print(_ahead(found.comparison))
     if tables.beside(found):
-        typer.echo("\nWhat the context is worth at the last task, beside each arm:")
+        say("\nWhat the context is worth at the last task, beside each arm:")
         screen.print(_worth(found))
     if found.arms[0].measures:
-        typer.echo("What it took:")
+        say("What it took:")
         screen.print(_took(found, screen.width))
     for said in (*words.answers([found]), *tables.refusals(found)):
-        typer.echo(said)
-    typer.echo(f"{found.amount}, {words.seeds(found)}, {found.seconds:.1f} s, {found.calls} calls.")
+        say(said)
+    say(f"{found.amount}, {words.seeds(found)}, {found.seconds:.1f} s, {found.calls} calls.")
 
 
 def _together(study: Study) -> None:
@@ -69,10 +68,10 @@ def _together(study: Study) -> None:
     made = _table((parts.head[0], *(words.cut(name, 24) for name in parts.head[1:-1])), left=True)
     for row in parts.rows:
         made.add_row(Text(row.label), *map(_both, row.cells[:-1]))
-    typer.echo(f"\n{parts.caption}")
+    say(f"\n{parts.caption}")
     console().print(made)
     for said in words.answers(study.evaluations):
-        typer.echo(said)
+        say(said)
 
 
 def by_position(found: Evaluation, width: int = 120) -> Iterator[Table]:

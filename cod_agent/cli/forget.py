@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from cod_agent.cli import options
-from cod_agent.cli.output import command_line, print_json
+from cod_agent.cli.output import command_line, print_json, say
 from cod_agent.errors import UnknownName, UsageError
 
 if TYPE_CHECKING:
@@ -183,20 +183,20 @@ def _model(environment: str | None, wanted: _Wanted) -> tuple[Any, Model | None]
 def _would(found: Removed, as_json: bool) -> None:
     if as_json:
         return print_json({"tasks": found.tasks, "runs": found.runs, "rows": dict(found.rows)})
-    typer.echo(f"{_tasks(found)} would be forgotten: {_rows(found)}.")
+    say(f"{_tasks(found)} would be forgotten: {_rows(found)}.")
     return None
 
 
 def _told(db: Path, done: Forgotten, whose: str) -> None:
-    typer.echo(f"{whose}{_tasks(done.removed)} forgotten: {_rows(done.removed)}.")
+    say(f"{whose}{_tasks(done.removed)} forgotten: {_rows(done.removed)}.")
     for (agent, run), version in done.derived.items():
-        typer.echo(f"{agent}, {run}: what remains was learnt again; version {version} is in force.")
+        say(f"{agent}, {run}: what remains was learnt again; version {version} is in force.")
     for (agent, run), what in done.waiting.items():
-        typer.echo(f"{agent}, {run}: it goes on from its last clean version; its later updates wait for {what}.")
+        say(f"{agent}, {run}: it goes on from its last clean version; its later updates wait for {what}.")
     if done.waiting:
-        typer.echo("The same command with --model goes on then.")
+        say("The same command with --model goes on then.")
     if done.lingering:
-        typer.echo(f"Another program keeps an older state of {db} open: do the same again when it has gone.")
+        say(f"Another program keeps an older state of {db} open: do the same again when it has gone.")
 
 
 _WORDS = {"feedback": "feedback", "asked": "arguments"}

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cod_agent.cli import options
-from cod_agent.cli.output import print_json
+from cod_agent.cli.output import print_json, say
 
 if TYPE_CHECKING:
     from cod_agent.host.server import Running
@@ -79,12 +79,12 @@ def host(
 
 def _say(running: Running, as_json: bool) -> None:
     if running.made_token:
-        typer.echo(f"No token was set. This one holds until the service stops: {running.made_token}", err=True)
+        say(f"No token was set. This one holds until the service stops: {running.made_token}", err=True)
     said = {name: getattr(running, name) for name in ("url", "model", "environment", "memory", "left")}
     if as_json:
         print_json(said)
     else:
         world = f" in {running.environment}" if running.environment else ""
-        typer.echo(f"Agents of {running.model}{world} at {running.url}, remembered in {running.memory}.")
-        typer.echo(f"What it takes: {running.url}/openapi.json. Ctrl-C ends it.")
+        say(f"Agents of {running.model}{world} at {running.url}, remembered in {running.memory}.")
+        say(f"What it takes: {running.url}/openapi.json. Ctrl-C ends it.")
     sys.stdout.flush()

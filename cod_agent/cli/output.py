@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from cod_agent.errors import CodError, UsageError
+from cod_agent.plain import UNSEEN, visible
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -28,17 +29,29 @@ EVERY = 10.0
 PIPED_WIDTH = 120
 
 
+def say(text: str = "", *, err: bool = False) -> None:
+    """A line for people. Names and errors may hold what others wrote: nothing in them commands a terminal."""
+    typer.echo(visible(text), err=err)
+
+
 def console(*, err: bool = False) -> Console:
-    """Standard output (or error) as a rich console; wide enough when piped."""
-    from rich.console import Console
+    """Standard output (or error) as a rich console; wide enough when piped. What is printed there is no markup, and see `say`."""
+    from rich.console import Console, ConsoleOptions, RenderableType
+    from rich.segment import Segment
+
+    class Shown(Console):
+        def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterator[Segment]:
+            for text, style, control in super().render(renderable, options):
+                yield Segment(text if control else visible(text), style, control)
 
     terminal = (sys.stderr if err else sys.stdout).isatty()
-    return Console(stderr=err, width=None if terminal else PIPED_WIDTH, highlight=False, soft_wrap=False)
+    return Shown(stderr=err, width=None if terminal else PIPED_WIDTH, highlight=False, soft_wrap=False, markup=False)
 
 
 def print_json(value: Any) -> None:
     """The one JSON object of `--json`."""
-    typer.echo(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False))
+    said = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)
+    typer.echo(UNSEEN.sub(lambda found: json.dumps(found[0])[1:-1], said))
 
 
 class Progress:
@@ -85,14 +98,14 @@ class Progress:
             self._said = time.monotonic()
             seconds = self._said - self._started
             what = f", {note}" if note else ""
-            typer.echo(f"{self._what}: {self._done} of {self._total}, {seconds:.0f} s{what}", err=True)
+            say(f"{self._what}: {self._done} of {self._total}, {seconds:.0f} s{what}", err=True)
 
     def line(self, text: str) -> None:
         """A line of results."""
         if self._bar is not None and self._shared:
-            self._bar.console.print(text, markup=False, soft_wrap=True)
+            self._bar.console.print(text, soft_wrap=True)
         else:
-            typer.echo(text)
+            say(text)
 
 
 @contextlib.contextmanager
@@ -107,7 +120,7 @@ def resumable(command: str, path: Path) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        typer.echo(f"\nStopped; everything recorded is in {path}. Go on with: {command}", err=True)
+        say(f"\nStopped; everything recorded is in {path}. Go on with: {command}", err=True)
         raise typer.Exit(130) from None
     except UsageError:
         if not there and path.exists() and _empty(path):
@@ -118,13 +131,13 @@ def resumable(command: str, path: Path) -> Iterator[None]:
                     path.parent.rmdir()
         raise
     except CodError as error:
-        typer.echo(f"Error: {error}", err=True)
+        say(f"Error: {error}", err=True)
         if path.is_file():
-            typer.echo(f"What was recorded is in {path}. Go on with: {command}", err=True)
+            say(f"What was recorded is in {path}. Go on with: {command}", err=True)
         raise typer.Exit(1) from error
     except Exception as error:  # of a world, a solver or a model that is not ours: its own frames are the last ones
         said = "".join(traceback.format_exception(error, limit=-2)).rstrip()
-        typer.echo(f"{said}\nWhat was recorded is in {path}. Mend it, and go on with: {command}", err=True)
+        say(f"{said}\nWhat was recorded is in {path}. Mend it, and go on with: {command}", err=True)
         raise typer.Exit(1) from error
 
 

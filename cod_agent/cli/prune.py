@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from cod_agent.cli.output import print_json
+from cod_agent.cli.output import print_json, say
 from cod_agent.errors import UsageError
 
 _SECONDS = {"m": 60.0, "h": 3600.0, "d": 86400.0, "w": 604800.0}
@@ -63,13 +63,13 @@ def prune(
         return print_json({"path": str(db), "dry_run": dry_run, **done.json()})
     rows = ", ".join(f"{count} {part}s" for part, count in done.rows.items() if count)
     verb = "would give" if dry_run else "gave"
-    typer.echo(f"{done.tasks} tasks {verb} up {decimal(done.size)}{f' ({rows})' if rows else ''}.")
+    say(f"{done.tasks} tasks {verb} up {decimal(done.size)}{f' ({rows})' if rows else ''}.")
     for why, count in done.kept.items():
-        typer.echo(f"{count} tasks keep all: {why}.")
+        say(f"{count} tasks keep all: {why}.")
     if done.kept["could still be trained on"]:
-        typer.echo("Name a registry whose checkpoints were trained on them by --trained, or say --even-untrained.")
+        say("Name a registry whose checkpoints were trained on them by --trained, or say --even-untrained.")
     if done.tasks and not (dry_run or vacuum):
-        typer.echo("The room is used again by what comes; --vacuum gives it back to the disk.")
+        say("The room is used again by what comes; --vacuum gives it back to the disk.")
     return None
 
 

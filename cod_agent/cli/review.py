@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 import typer
 
 from cod_agent.cli import options
-from cod_agent.cli.output import command_line, console, print_json
+from cod_agent.cli.output import command_line, console, print_json, say
 from cod_agent.errors import UnknownName, UsageError
 
 if TYPE_CHECKING:
@@ -83,7 +83,7 @@ def review(
         return print_json({"held": [{"agent": one.agent, "run": one.name, **waiting.json()} for one, waiting in found]})
     for one, waiting in found:
         _show(db, one, waiting)
-    return typer.echo(f"{len(found)} {'version waits' if len(found) == 1 else 'versions wait'} for a decision")
+    return say(f"{len(found)} {'version waits' if len(found) == 1 else 'versions wait'} for a decision")
 
 
 def canary(
@@ -135,8 +135,8 @@ def canary(
         return print_json({"trials": said})
     for trial in trials:
         what = {True: "adopted", False: "refused", None: "still held back"}[trial.adopted]
-        typer.echo(f"version {trial.version}: {what} ({trial.reason})")
-    return typer.echo(f"{len(trials)} tried") if len(trials) != 1 else None
+        say(f"version {trial.version}: {what} ({trial.reason})")
+    return say(f"{len(trials)} tried") if len(trials) != 1 else None
 
 
 _NEWEST = "SELECT body FROM tasks WHERE run_id = ? AND body IS NOT NULL ORDER BY position DESC LIMIT ?"
@@ -252,29 +252,28 @@ def _blamed(lines: tuple[Line, ...], wrote: dict[int, int]) -> Any:
 
 
 def _show(db: Path, one: RunSummary, waiting: Held) -> None:
-    from cod_agent.plain import visible
 
     said = f"version {waiting.version} of {one.agent}, {one.name}, written after task {waiting.position}"
-    typer.echo(f"{said}; version {waiting.head} is in force")
+    say(f"{said}; version {waiting.head} is in force")
     for line in [*(map(str, waiting.findings)), *([] if waiting.findings else [waiting.reason])]:
-        typer.echo(f"  {visible(line)}")
+        say(f"  {line}")
     styles = {"+": "green", "-": "red", "@": "cyan"}
     for line in waiting.diff.splitlines():
-        console().print(visible(line), style=styles.get(line[:1], ""), markup=False, soft_wrap=True)
+        console().print(line, style=styles.get(line[:1], ""), soft_wrap=True)
     quotes = sorted({line.origin for line in waiting.lines if line.origin not in ("model", "context")})
     if quotes:
-        typer.echo(f"It quotes: {', '.join(quotes)} (cod context blame --version {waiting.version} says where)")
+        say(f"It quotes: {', '.join(quotes)} (cod context blame --version {waiting.version} says where)")
     if waiting.moved_on:
-        typer.echo(f"It was not made from version {waiting.head}: accepting it undoes that (--force)")
+        say(f"It was not made from version {waiting.head}: accepting it undoes that (--force)")
     base = ["cod", "context", "review", db, "--agent", one.agent, "--run", one.name]
-    typer.echo(f"Decide: {command_line(*base, '--accept', waiting.version)} (or --refuse)\n")
+    say(f"Decide: {command_line(*base, '--accept', waiting.version)} (or --refuse)\n")
 
 
 def _told(as_json: bool, said: dict[str, Any], words: str) -> None:
     if as_json:
         print_json(said)
     else:
-        typer.echo(words)
+        say(words)
 
 
 def _runs(conn: sqlite3.Connection, agent: str | None, run: str | None) -> list[RunSummary]:

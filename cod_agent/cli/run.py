@@ -10,7 +10,7 @@ import typer
 
 from cod_agent.cli import options
 from cod_agent.cli.eval_tables import by_position
-from cod_agent.cli.output import Progress, command_line, console, print_json, resumable
+from cod_agent.cli.output import Progress, command_line, console, print_json, resumable, say
 
 if TYPE_CHECKING:
     from cod_agent.evaluation import Evaluation, Lane, Plan
@@ -146,22 +146,22 @@ def finished(memory: Memory, agent: str) -> set[tuple[str, int]]:
 
 def _summary(found: Evaluation, told: _Told, plan: Plan, db: Path) -> None:
     if told.lived:
-        typer.echo(f"({told.lived} tasks had been lived before)")
-    typer.echo("")
+        say(f"({told.lived} tasks had been lived before)")
+    say("")
     for table in by_position(found, console().width):
         console().print(table)
     kept = f", {found.kept} refused" if found.kept else ""
     kept += f", {found.held} held back" if found.held else ""
-    typer.echo(
+    say(
         f"{found.amount} lived in {found.seconds:.1f} s: "
         f"mean reward {found.main.overall}, {found.calls} calls, {found.written} contexts written{kept}."
     )
-    typer.echo(f"All of it is in {db}. Look at the contexts: {command_line('cod', 'context', 'log', db)}")
+    say(f"All of it is in {db}. Look at the contexts: {command_line('cod', 'context', 'log', db)}")
     if found.held:
-        typer.echo(f"Decide about what is held back: {command_line('cod', 'context', 'review', db)}")
+        say(f"Decide about what is held back: {command_line('cod', 'context', 'review', db)}")
     if left := _unfinished(db):
         go_on = command_line("cod", "run", "--resume", "--run", left[0], "--db", db)
-        typer.echo(f"{len(left)} other runs in it stand unfinished; to go on with the first: {go_on}")
+        say(f"{len(left)} other runs in it stand unfinished; to go on with the first: {go_on}")
 
 
 def _unfinished(db: Path) -> list[str]:

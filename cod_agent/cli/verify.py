@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from cod_agent.cli.options import Db, Json
-from cod_agent.cli.output import print_json
+from cod_agent.cli.output import print_json, say
 
 
 def verify(
@@ -34,11 +34,11 @@ def verify(
         return
     report.require()
     counts = ", ".join(f"{count} {what}" for what, count in report.counts.items())
-    typer.echo(f"{db} agrees with itself: {counts}; {report.requests} requests rebuilt.")
+    say(f"{db} agrees with itself: {counts}; {report.requests} requests rebuilt.")
     if report.pruned:
-        typer.echo(f"{report.pruned} parts were pruned: their hashes stand for them.")
+        say(f"{report.pruned} parts were pruned: their hashes stand for them.")
     if anchor is not None:
-        typer.echo(f"It holds all that {anchor} knows: {report.anchored} links.")
+        say(f"It holds all that {anchor} knows: {report.anchored} links.")
 
 
 def anchor(
@@ -60,5 +60,5 @@ def anchor(
         noted = Anchor(file).note(conn)
     if as_json:
         return print_json({"db": str(db), "anchor": str(file), "runs": noted})
-    typer.echo(f"{noted} runs noted in {file}." if noted else f"{file} knows all of it already.")
+    say(f"{noted} runs noted in {file}." if noted else f"{file} knows all of it already.")
     return None
