@@ -105,6 +105,7 @@ def test_the_folder_lasts_and_everything_else_is_gone(tmp_path: Path) -> None:
         ("bomb() { bomb | bomb & }; bomb; sleep 9", "killed: more than 30 processes", {"processes": 30}),
         ("sleep 9", "killed: it took longer than 0.4 s", {"seconds": 0.4}),
         ("yes", "killed: it printed more than", {}),
+        ("head -c 900000000 /dev/zero > /dev/shm/x; stat -c %s /dev/shm/x", "\n314572800\n", {"memory": 300}),
         ("exit 3", "[exit 3]", {}),
         ("printf 'a\\377b'", "a�b", {}),
     ],
@@ -156,10 +157,21 @@ def test_without_a_sandbox_the_tool_is_refused(tmp_path: Path, monkeypatch: pyte
     assert run("echo yes", tmp_path / "work", sandbox="none") == "yes\n"
 
 
-@pytest.mark.parametrize("folder", ["/", "~", "/etc"])
+@pytest.mark.parametrize("folder", ["/", "~", "/etc", "/etc/ssl", "/tmp", "/home", "/dev/shm", "/proc/self"])
 def test_no_folder_of_the_system_is_handed_out(folder: str) -> None:
     with pytest.raises(UsageError, match="Name one of its own"):
         command_tool(Path(folder).expanduser(), sandbox="none")
+
+
+def test_a_folder_that_a_link_took_the_place_of_is_not_run_in(tmp_path: Path) -> None:
+    work, theirs = tmp_path / "work", tmp_path / "theirs"
+    theirs.mkdir()
+    run_command = command_tool(work, sandbox="none")
+    work.rmdir()
+    work.symlink_to(theirs)
+    with pytest.raises(UsageError, match="leads somewhere else"):
+        asyncio.run(run_command("touch x"))
+    assert not list(theirs.iterdir())
 
 
 def test_a_command_is_recorded_and_not_run_again(tmp_path: Path) -> None:

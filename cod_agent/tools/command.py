@@ -24,6 +24,24 @@ from cod_agent.tools.sandbox import ENVIRONMENT, bubblewrap, require_bubblewrap,
 _LOOK = 0.02
 """Seconds between two looks at what a command uses."""
 
+_SHARED = (
+    "/home",
+    "/root",
+    "/tmp",
+    "/usr",
+    "/usr/local",
+    "/usr/bin",
+    "/usr/lib",
+    "/var",
+    "/var/lib",
+    "/opt",
+    "/run",
+    "/srv",
+)
+"""Folders that are no folder of one's own; what is in them may be."""
+_SYSTEM = ("/etc", "/proc", "/sys", "/dev", "/boot")
+"""Nor is anything in these."""
+
 _FLOOD = 64
 """A command that prints this many times what is kept of it is stopped."""
 
@@ -69,6 +87,8 @@ def command_tool(
     limits = _Limits(seconds, memory << 20, processes, output)
 
     async def run_command(command: str) -> str:
+        if place.resolve() != place:  # whoever may write above it put a link in its place
+            raise UsageError(f"{place} leads somewhere else by now: nothing is run there")
         return await _run([*start, "/bin/sh", "-c", command], place, limits, boxed=bool(start))
 
     where = (
@@ -113,8 +133,9 @@ class _Printed:
 
 
 def _place(folder: str | Path) -> Path:
-    place = Path(folder).resolve()
-    if place in (Path("/"), Path.home().resolve(), *map(Path, ("/etc", "/usr", "/proc", "/dev", "/var"))):
+    place, home = Path(folder).resolve(), Path.home().resolve()
+    above, below = {home, *home.parents, *map(Path, _SHARED)}, map(Path, _SYSTEM)
+    if place in above or any(place.is_relative_to(one) for one in below):
         raise UsageError(f"{place} is no folder to hand out: commands may write in it. Name one of its own")
     place.mkdir(parents=True, exist_ok=True)
     return place

@@ -2,7 +2,7 @@
 
     root            read-only: /usr and what little of /etc programs need; no home, no /var, no sockets, none of this machine's data
     the folder      readable and writable, at its own path
-    /tmp            empty, in memory, limited
+    /tmp, /dev/shm  empty, in memory, limited
     namespaces      processes, network, IPC, host name and users of its own: no network, no process of the machine to be seen
     environment     PATH, HOME, LANG, TMPDIR; nothing of this process's
 
@@ -33,7 +33,7 @@ def bubblewrap(folder: Path, readable: Sequence[Path], network: bool, tmp: int) 
         folder: absolute and resolved; the only place that lasts.
         readable: more of the machine to be seen, such as an interpreter's folder.
         network: share the machine's network, its abstract sockets included.
-        tmp: size of /tmp, in bytes.
+        tmp: size of /tmp and of /dev/shm, in bytes.
     """
     words = ["bwrap", "--unshare-all", "--die-with-parent", "--new-session", "--clearenv"]
     words += ["--hostname", "sandbox"]
@@ -48,7 +48,8 @@ def bubblewrap(folder: Path, readable: Sequence[Path], network: bool, tmp: int) 
         words += ["--ro-bind-try", f"/etc/{name}", f"/etc/{name}"]
     for more in readable:
         words += ["--ro-bind", str(more), str(more)]
-    words += ["--proc", "/proc", "--dev", "/dev", "--size", str(tmp), "--tmpfs", "/tmp"]
+    words += ["--proc", "/proc", "--dev", "/dev", "--size", str(tmp), "--tmpfs", "/dev/shm", "--remount-ro", "/dev"]
+    words += ["--size", str(tmp), "--tmpfs", "/tmp"]
     words += ["--bind", str(folder), str(folder), "--remount-ro", "/", "--chdir", str(folder)]
     for name, value in {**ENVIRONMENT, "HOME": str(folder), "TMPDIR": "/tmp"}.items():
         words += ["--setenv", name, value]
