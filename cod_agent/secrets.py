@@ -4,7 +4,7 @@
 
 Two sorts of secrets are found. *Named* ones are values this process knows: environment variables and what the application says. Their
 placeholder is `[secret:NAME]`, and a tool that declares the name gets the value in its place (`resolve`); nothing else does. They are
-also found as base64, hex and percent-encoded text and with the escapes of JSON. *Kinds* are keys of others that are known by
+also found as base64, hex and percent-encoded text and with the escapes of JSON, Python and HTML. *Kinds* are keys of others, known by
 their form, as GitHub's or a private key; their placeholder is `[secret:KIND]`. It has no digest of the value: a short one would
 confirm a guessed password, and a key for the digest would have to lie in the file beside it.
 
@@ -22,8 +22,10 @@ from base64 import b64encode, urlsafe_b64encode
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache, partial
+from html import escape
 from string import ascii_letters, digits, punctuation
 from typing import Any
+from unicodedata import normalize
 from urllib.parse import quote, quote_plus, unquote
 
 from cod_agent.errors import UsageError
@@ -250,7 +252,7 @@ def _looking_secret(environment: Mapping[str, str]) -> Iterator[tuple[str, str]]
     for name, value in environment.items():
         if not _NAME.fullmatch(name):
             continue
-        if name.upper().endswith(SUFFIXES) and len(value.strip()) >= SHORTEST:
+        if f"_{name.upper()}".endswith(SUFFIXES) and len(value.strip()) >= SHORTEST:
             yield name, value.strip()
         elif len(inside := password_in(value)) >= SHORTEST:
             yield f"{name}_PASSWORD", inside
@@ -270,11 +272,13 @@ def _forms(value: str) -> frozenset[str]:
     lines = value.replace("\\n", "\n").splitlines()
     said = {value, "\n".join(lines), "\r\n".join(lines)}
     said |= {line.strip() for line in lines if len(line.strip()) >= _LINE and not line.startswith("-----")}
+    said |= {normalize(form, text) for text in said for form in ("NFC", "NFD")}
     found: set[str] = set()
     for text in said:
         raw = text.encode("utf-8", "surrogateescape")
         quoted = {quote(raw, safe=""), quote(raw), quote_plus(raw)}
         found |= {text, raw.hex(), raw.hex().upper(), *quoted, *(re.sub("%..", _lower, one) for one in quoted)}
+        found |= {*_shown(text), *_marked_up(text), repr(raw)[2:-1]}
         for encode in (b64encode, urlsafe_b64encode):
             found |= {encode(raw).decode(), *(_inside(encode, raw, before) for before in range(3))}
     for escaped in (_escaped, _escaped):  # JSON in JSON, as arguments of a tool in a request
@@ -287,8 +291,25 @@ def _lower(match: re.Match[str]) -> str:
 
 
 def _escaped(text: str) -> Iterator[str]:
-    yield json.dumps(text)[1:-1]
-    yield json.dumps(text, ensure_ascii=False)[1:-1]
+    for said in (json.dumps(text)[1:-1], json.dumps(text, ensure_ascii=False)[1:-1]):
+        yield said
+        yield said.replace("/", "\\/")  # as PHP writes it, and what is put into a page
+
+
+def _shown(text: str) -> Iterator[str]:
+    """As Python shows it inside of another text, as errors do: which quotes have a stroke before them depends on the whole."""
+    for show in (repr, ascii):
+        said = show("\"'" + text)[4:-1]
+        yield said
+        yield said.replace("\\'", "'")
+
+
+def _marked_up(text: str) -> Iterator[str]:
+    """With the entities of HTML and XML, as different writers have them."""
+    yield escape(text, quote=False)
+    yield (said := escape(text))
+    yield (said := said.replace("&#x27;", "&#39;"))
+    yield said.replace("&quot;", "&#34;")
 
 
 def _inside(encode: Callable[[bytes], bytes], raw: bytes, before: int) -> str:

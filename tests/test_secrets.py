@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 import os
 import signal
@@ -10,6 +11,7 @@ import stat
 import subprocess
 import sys
 import time
+import unicodedata
 import zlib
 from array import array
 from base64 import b64encode, urlsafe_b64encode
@@ -19,6 +21,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote, quote_plus
 
+import markupsafe
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -33,6 +36,7 @@ from cod_agent.events import Delta
 from cod_agent.journal.answers import read_answer
 from cod_agent.journal.http import recording_client
 from cod_agent.journal.pieces import Events
+from cod_agent.journal.tap import Tap
 from cod_agent.models.openai import OpenAIModel
 from cod_agent.secrets import SHORTEST
 
@@ -120,6 +124,40 @@ def test_well_known_keys_are_found_by_their_form(kind: str) -> None:
     assert Secrets(environment=False, kinds=False)(KIND[kind]) == KIND[kind]
 
 
+ODD = "gr\u00fc\u00df/a\\b\"c'd&<e>"
+
+
+@pytest.mark.parametrize(
+    "written",
+    [
+        repr({"token": ODD}),
+        repr(KeyError(ODD)),
+        repr(f"it is {ODD.replace(chr(34), '')}"),
+        ascii(ODD),
+        repr(ODD.encode()),
+        json.dumps(ODD).replace("/", "\\/"),
+        html.escape(ODD),
+        str(markupsafe.escape(ODD)),
+        html.escape(ODD, quote=False),
+        unicodedata.normalize("NFD", ODD),
+    ],
+)
+def test_what_programs_do_to_odd_characters_does_not_hide_a_value(written: str) -> None:
+    value = ODD if "it is" not in written else ODD.replace('"', "")
+    said = secrets(LOGIN=value)(f"before {written} after")
+    assert said.count("[secret:LOGIN]") == 1 and "gr" not in said
+
+
+def test_a_number_may_be_a_secret() -> None:
+    tap = Tap(secrets(PIN="9081726354"))
+    assert tap.value({"pin": 9081726354, "other": 9081726355, "yes": True, "less": 7}) == {
+        "pin": "[secret:PIN]",
+        "other": 9081726355,
+        "yes": True,
+        "less": 7,
+    }
+
+
 def test_what_was_redacted_is_redacted_to_the_same() -> None:
     found = secrets(LOGIN=VALUE, OTHER="OTHER]x[secret:LOGIN", LONGER=f"{VALUE}longer", SAME="[secret:SAME]")
     text = " ".join([VALUE, f"{VALUE}longer", *KIND.values(), *WRITTEN.values()])
@@ -159,10 +197,11 @@ def test_no_world_says_anything_that_looks_like_a_secret(world: str) -> None:
 def test_the_environment_says_what_is_secret(bare: pytest.MonkeyPatch) -> None:
     bare.setenv("SHOP_PASSWORD", "opensesame")
     bare.setenv("shop_api_key", "lower-case-name")
+    bare.setenv("PASSWORD", "just-the-word")
     bare.setenv("SHORT_KEY", "x" * (SHORTEST - 1))
     bare.setenv("SHOP_LOGIN", "not-by-its-name")
     bare.setenv("DATABASE_URL", "postgres://bob:pa%24sword12@db/x")
-    assert Secrets().names == {"SHOP_PASSWORD", "shop_api_key", "DATABASE_URL_PASSWORD"}
+    assert Secrets().names == {"PASSWORD", "SHOP_PASSWORD", "shop_api_key", "DATABASE_URL_PASSWORD"}
     assert Secrets()("opensesame lower-case-name not-by-its-name pa$sword12") == (
         "[secret:SHOP_PASSWORD] [secret:shop_api_key] not-by-its-name [secret:DATABASE_URL_PASSWORD]"
     )

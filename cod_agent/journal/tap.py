@@ -12,7 +12,10 @@ from typing import Any
 
 from cod_agent.context import Message, Part, WireMessage
 from cod_agent.memory.hashing import canonical, compact
-from cod_agent.secrets import MARK, Secrets
+from cod_agent.secrets import MARK, SHORTEST, Secrets
+
+_NUMBER = 10 ** (SHORTEST - 1)
+"""The least that is written with as many digits as a secret has."""
 
 Redact = Callable[[str], str]
 Said = Message | WireMessage | dict[str, Any]
@@ -32,11 +35,14 @@ class Tap:
         return text if text.isascii() else text.encode("utf-8", "replace").decode()
 
     def value(self, value: Any) -> Any:
-        """`text` for every text inside a JSON value."""
+        """`text` for every text inside a JSON value; a number that is a secret becomes a text."""
         if isinstance(value, str):
             return self.text(value)
         if isinstance(value, dict):
             return {self.text(str(k)): self.value(v) for k, v in value.items()}
+        if type(value) is int and abs(value) >= _NUMBER and isinstance(self.redact, Secrets):
+            said = self.redact(str(value))
+            return value if said == str(value) else said
         return [self.value(v) for v in value] if isinstance(value, list | tuple) else value
 
     def ours(self, message: Message) -> Message:
