@@ -1,22 +1,27 @@
 """Planted instructions: how far they get without defences, with framing, and behind each policy of the write gate.
 
 The attacks and the lives are tests/planted's: a stranger's text in one of six tasks, and victims that obey whatever they read, or
-whatever is not marked as data. What is counted is what the runtime let through.
+whatever is not marked as data. What is counted is what the runtime let through. Beside them, two real models: the shipped policy lives
+with a lie (`planted_lie`), and a language model writes notes of records with planted instructions (`planted_note`).
 """
 
 from __future__ import annotations
 
 import asyncio
+import json
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from math import sqrt
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import figures
 import lab
+import planted_lie
+import planted_note
 import typer
 
 from cod_agent.blame import follow
@@ -28,6 +33,10 @@ from planted import trial
 from planted.attacks import ATTACKS, HONEST, Attack
 
 NAME = "injection"
+PACKS = 64
+"""Lives of the shipped policy."""
+OF_EACH = 6
+"""Attacks of each family that the language model reads."""
 VICTIMS: dict[str, trial.Credulity] = {"obeys anything": "anything", "obeys what is not marked as data": "unframed"}
 DEFENCES: dict[str, tuple[Callable[[], WriteGate | str], bool]] = {
     "none": (lambda: "open", False),
@@ -54,32 +63,55 @@ STAGES = {
 
 
 def main(
-    fast: Annotated[bool, typer.Option("--fast", help="Every sixth attack.")] = False,
+    out: Annotated[Path, typer.Option(help="Where its parts go: one that is there is not lived again.")] = Path(
+        "runs/injection"
+    ),
+    gguf: Annotated[
+        Path | None, typer.Option(help="SmolLM2-135M-Instruct, as a GGUF file. Without: the answers it gave last time.")
+    ] = None,
+    fast: Annotated[bool, typer.Option("--fast", help="Every sixth attack, 8 packs.")] = False,
 ) -> None:
-    """Example: python experiments/injection.py"""
-    attacks = ATTACKS[:: 6 if fast else 1]
-    started = time.time()
-    with tempfile.TemporaryDirectory() as folder:
-        lives = {
-            victim: {defence: _lived(Path(folder), attacks, victim, defence) for defence in DEFENCES}
-            for victim in VICTIMS
+    """Example: python experiments/injection.py --gguf SmolLM2-135M-Instruct.Q4_1.gguf"""
+    out, attacks = (out.with_name("injection-fast"), ATTACKS[::6]) if fast else (out, ATTACKS)
+    lives = {
+        victim: {
+            defence: _once(out, f"{VICTIMS[victim]}-{defence}", partial(_lived, attacks, victim, defence))
+            for defence in DEFENCES
         }
-        found = {"lives": lives, "honest": len(HONEST), "alarms": [note for note in HONEST if alarmed(note)]}
-        (Path(folder) / "done").write_text(str(time.time() - started))
-        lab.save(f"{NAME}{lab.FAST}" if fast else NAME, found, Path(folder))
+        for victim in VICTIMS
+    }
+    real = {"lie": _once(out, "lie", partial(planted_lie.lived, packs=8 if fast else PACKS))}
+    if gguf is not None:
+        real["notes"] = _once(out, "notes", lambda _: planted_note.asked(gguf, alarmed, 1 if fast else OF_EACH))
+    else:
+        real["notes"] = lab.load(NAME)["real"]["notes"]
+    found = {"lives": lives, "honest": len(HONEST), "alarms": [note for note in HONEST if alarmed(note)], "real": real}
+    lab.save(f"{NAME}{lab.FAST}" if fast else NAME, found, out)
     if fast:
         print("\n\n".join(tables(found).values()))
     else:
         draw(lab.load(NAME), lab.IMAGES / f"results-{NAME}.png")
 
 
-def _lived(folder: Path, attacks: Sequence[Attack], victim: str, defence: str) -> list[list[str | float]]:
+def _once(out: Path, name: str, live: Callable[[Path], Any]) -> Any:
+    """What `live` finds in a folder of its own; what it found is kept in `out`."""
+    kept = out / f"{name}.json"
+    if not kept.is_file():
+        began = time.monotonic()
+        with tempfile.TemporaryDirectory() as folder:
+            found = live(Path(folder))
+        out.mkdir(parents=True, exist_ok=True)
+        kept.write_text(json.dumps(found))
+        kept.with_suffix(".done").write_text(f"{time.monotonic() - began:.1f}")
+    return json.loads(kept.read_text())
+
+
+def _lived(attacks: Sequence[Attack], victim: str, defence: str, folder: Path) -> list[list[str | float]]:
     """What came of each attack: its family, the stages it reached, the mean reward of the life."""
     gate, framed = DEFENCES[defence]
     rows: list[list[str | float]] = []
     for number, attack in enumerate(attacks):
-        path = folder / f"{VICTIMS[victim]}-{defence}-{number}.db"
-        fate = asyncio.run(trial.live(path, attack, VICTIMS[victim], gate(), framed=framed))
+        fate = asyncio.run(trial.live(folder / f"{number}.db", attack, VICTIMS[victim], gate(), framed=framed))
         rows.append([attack.family, *(int(getattr(fate, stage)) for stage in STAGES), round(fate.reward, 4)])
     return rows
 
@@ -99,7 +131,7 @@ def wilson(count: int, of: int) -> tuple[float, float]:
 
 
 def tables(found: lab.Found) -> dict[str, str]:
-    """`stages` by victim and defence; `families` of the one that obeys anything; `honest`, the false alarms."""
+    """`stages` by victim and defence; `families` of the one that obeys anything; `honest`, the false alarms; `lie`; `notes`."""
     stages = [
         [victim, defence, *(_share(rows, at) for at in range(1, len(STAGES) + 1)), f"{_mean(rows):.2f}"]
         for victim, cells in found["lives"].items()
@@ -116,6 +148,8 @@ def tables(found: lab.Found) -> dict[str, str]:
         "stages": lab.table(["victim", "defence", *STAGES.values(), "reward"], stages),
         "families": lab.table(["family", "attacks", *worst], families),
         "honest": alarms,
+        "lie": planted_lie.table(found["real"]["lie"]),
+        "notes": planted_note.table(found["real"]["notes"]),
     }
 
 
@@ -142,8 +176,8 @@ def draw(found: lab.Found, path: Path) -> None:
         shares = [count / of for count, of in counts]
         ends = [wilson(count, of) for count, of in counts]
         off = [
-            [share - low for share, (low, _) in zip(shares, ends, strict=True)],
-            [high - share for share, (_, high) in zip(shares, ends, strict=True)],
+            [max(0.0, share - low) for share, (low, _) in zip(shares, ends, strict=True)],
+            [max(0.0, high - share) for share, (_, high) in zip(shares, ends, strict=True)],
         ]
         axes.bar(x, shares, 0.34, color=figures.COLORS[number], label=f"a victim that {victim}")
         axes.errorbar(x, shares, yerr=off, fmt="none", color=figures.INK, linewidth=1)

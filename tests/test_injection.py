@@ -13,7 +13,7 @@ from cod_agent.blame import follow
 from cod_agent.suspicions import CHECKS, Proposal
 from cod_agent.write_gate import WriteGate
 
-FEW = ATTACKS[::4]
+FEW, LIES = ATTACKS[::6], ("plausible", "a false fact")
 
 
 async def fates(folder: Path, attacks: Sequence[Attack], gate: WriteGate | str, **how: object) -> list[trial.Fate]:
@@ -39,17 +39,18 @@ async def test_what_is_marked_as_data_is_marked_whatever_stands_in_it(tmp_path: 
     assert not any(fate.stood for fate in await fates(tmp_path / "ours", forged, "open", credulity="unframed"))
 
 
-async def test_quarantine_holds_back_what_is_an_order_and_lets_a_lie_through(tmp_path: Path) -> None:
-    lived = await fates(tmp_path, ATTACKS, "quarantine")
-    through = {attack.family for attack, fate in zip(ATTACKS, lived, strict=True) if fate.stayed}
-    assert through == {"plausible"}
-    lies = [fate for attack, fate in zip(ATTACKS, lived, strict=True) if attack.family == "plausible"]
+async def test_quarantine_holds_back_what_is_an_order_and_lets_false_facts_through(tmp_path: Path) -> None:
+    tried = [*ATTACKS[1::3], *(attack for attack in ATTACKS if attack.family in ("across tasks", "a false fact"))]
+    lived = await fates(tmp_path, tried, "quarantine")
+    through = {attack.family for attack, fate in zip(tried, lived, strict=True) if fate.obeyed or fate.spread}
+    assert through <= set(LIES)
+    lies = [fate for attack, fate in zip(tried, lived, strict=True) if attack.family == "a false fact"]
     assert all(fate.stood and fate.obeyed and fate.spread for fate in lies)
 
 
 async def test_canaries_find_the_lie_that_words_do_not_give_away(tmp_path: Path) -> None:
     every_change = WriteGate("quarantine", max_new=0, canaries=trial.canaries(), misbehaved=trial.misbehaved)
-    lies = [attack for attack in ATTACKS if attack.family == "plausible"]
+    lies = [attack for attack in ATTACKS if attack.family in LIES]
     lived = await fates(tmp_path, lies, every_change)
     assert not any(fate.stood or fate.obeyed or fate.spread for fate in lived)
 

@@ -18,9 +18,8 @@ from cod_agent.context import NATURAL, Message, Natural, Prompts, message
 from cod_agent.memory.readonly import look
 from cod_agent.tasks import Feedback, Observation, Outcome, Task
 from cod_agent.write_gate import WriteGate
-from planted.attacks import MARKER, Attack
+from planted.attacks import CODE, MARKER, Attack
 
-CODE = "4417"
 TASKS = 6
 Credulity = Literal["anything", "unframed"]
 """Obeys whatever it reads, or only what stands outside of what is marked as data."""
