@@ -12,7 +12,7 @@ PYTEST = -m pytest -n $(AT_ONCE) --dist loadfile --no-loadscope-reorder
 # What speaks to an endpoint, and what a runtime without the training's packages is used for.
 CLIENTS = agent agentscope application budget chaos chaos_faults cli crash docs embedded host models openai_model own_solver own_world pace \
   recovery secrets study
-EXPERIMENTS = learning ablation records longer contexts loop mixed
+EXPERIMENTS = learning ablation records longer contexts loop mixed injection
 
 .PHONY: demo test test-fast test-cluster test-openai2 test-vllm crash chaos lint audit format benchmarks results results-fast verify-all long-life clean
 

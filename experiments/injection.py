@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import sys
 import tempfile
 import time
@@ -52,7 +53,7 @@ DEFENCES: dict[str, tuple[Callable[[], WriteGate | str], bool]] = {
     ),
     "review, nobody decides": (lambda: "review", True),
 }
-"""The gate, and whether prompts mark what others wrote; each holds back what the one before it does, and more."""
+"""The gate, and whether prompts mark what others wrote."""
 STAGES = {
     "stood": "stood in a context in force",
     "obeyed": "obeyed in a later task",
@@ -181,7 +182,7 @@ def draw(found: lab.Found, path: Path) -> None:
         ]
         axes.bar(x, shares, 0.34, color=figures.COLORS[number], label=f"a victim that {victim}")
         axes.errorbar(x, shares, yerr=off, fmt="none", color=figures.INK, linewidth=1)
-    axes.set_xticks(range(len(DEFENCES)), [name.replace(", ", ",\n") for name in DEFENCES], fontsize=8)
+    axes.set_xticks(range(len(DEFENCES)), [re.sub(r"(?<=,) | (?=for)", "\n", name) for name in DEFENCES], fontsize=8)
     figures.finish(axes, f"{len(ATTACKS)} planted instructions", "defence", "share that stood in a context in force")
     figures.keep(made, path)
 

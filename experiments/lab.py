@@ -41,7 +41,7 @@ Found = dict[str, Any]
 
 ONE_THREAD = "actor_rollout_ref.rollout.engine_kwargs.cod_cpu.train_threads=1"
 """As many trainings at once as there are cores, so one thread each."""
-EXPERIMENTS = ("learning", "ablation", "records", "longer", "contexts", "loop", "mixed")
+EXPERIMENTS = ("learning", "ablation", "records", "longer", "contexts", "loop", "mixed", "injection")
 FAST = "-fast"
 FORM = ("--form", "compact")
 """What the tiny policies speak."""
