@@ -182,7 +182,7 @@ def draw(found: lab.Found, path: Path) -> None:
         ]
         axes.bar(x, shares, 0.34, color=figures.COLORS[number], label=f"a victim that {victim}")
         axes.errorbar(x, shares, yerr=off, fmt="none", color=figures.INK, linewidth=1)
-    axes.set_xticks(range(len(DEFENCES)), [re.sub(r"(?<=,) | (?=for)", "\n", name) for name in DEFENCES], fontsize=8)
+    axes.set_xticks(range(len(DEFENCES)), [re.sub(r"(?<=,) | (?=every)", "\n", name) for name in DEFENCES], fontsize=8)
     figures.finish(axes, f"{len(ATTACKS)} planted instructions", "defence", "share that stood in a context in force")
     figures.keep(made, path)
 
