@@ -17,6 +17,7 @@ import sqlite3
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from math import isfinite
 from typing import Any, Literal
 
 from cod_agent.errors import BudgetSpent, UsageError
@@ -53,13 +54,17 @@ class Budget:
         if not limits:
             raise UsageError("a budget needs a limit: calls, tokens, money or seconds")
         for name, limit in limits.items():
-            if not limit > 0 or (name in ("calls", "tokens") and not isinstance(limit, int)):
-                kind = "a whole number above 0" if name in ("calls", "tokens") else "above 0"
+            whole = name in ("calls", "tokens")
+            if not _number(limit) or not limit > 0 or (whole and not isinstance(limit, int)):
+                kind = "a whole number above 0" if whole else "a number above 0"
                 raise UsageError(f"a budget's {name} must be {kind}, not {limit!r}")
         if (self.money is None) != (self.prices is None):
             raise UsageError("a budget of money needs prices=(of a million prompt tokens, of a million answer tokens)")
-        if self.prices is not None and (len(self.prices) != 2 or min(self.prices) < 0):
-            raise UsageError(f"prices are two numbers, of a million prompt and answer tokens, not {self.prices!r}")
+        prices: Any = self.prices
+        if prices is not None and not (
+            isinstance(prices, tuple | list) and len(prices) == 2 and all(_number(one) and one >= 0 for one in prices)
+        ):
+            raise UsageError(f"prices are two numbers, of a million prompt and answer tokens, not {prices!r}")
 
     @classmethod
     def parse(cls, said: str) -> Budget:
@@ -236,6 +241,11 @@ class Meter:
 
     def _waits(self) -> bool:
         return len(self._open) > len(self._handed)
+
+
+def _number(value: Any) -> bool:
+    """Whether it is one, and an end to what it limits: nothing passes a limit that is no number."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and isfinite(value)
 
 
 def _over(budget: Budget, what: What, spent: Spent, *, run: bool = False) -> BudgetSpent:

@@ -75,7 +75,7 @@ async def _try(agent: CoDAgent, run: runs.Run, waiting: Held, gate: WriteGate, e
     means = (
         (sum(one for one, _ in pairs) / len(pairs), sum(other for _, other in pairs) / len(pairs)) if pairs else None
     )
-    wrong = await _misbehaved(agent, run, waiting.version, with_it, gate)
+    wrong = agent._tap.text(await _misbehaved(agent, run, waiting.version, with_it, gate))
     if means is None and not wrong:
         return Trial(waiting.version, waiting.head, None, None, "no canary task was judged: give tasks with a reward")
     lower = means is not None and means[0] < means[1]

@@ -62,7 +62,7 @@ class Ways:
     max_context: int
     updates: bool
     redact: Redact | None
-    on_doubt: Callable[[str, Any], str] | None
+    on_doubt: Callable[[str, Any], str | Awaitable[str]] | None
     given: Give | None = None
     limits: Limits | None = None
     gate: WriteGate = OPEN_GATE
@@ -240,16 +240,19 @@ class Lifecycle:
         proposal = self._proposal(known, due, messages, body)
         verdict = await ways.gate.decide(proposal)
         if verdict.outcome == "refused":
-            await self._keep(known, due, verdict.reason)
+            await self._keep(known, due, Tap(ways.redact).text(verdict.reason))
             return
         origins = sorted({part.origin for said in messages for part in said.parts} - {"framework"})
         source = {"position": position, "version": due.before.version, "origins": origins}
-        source |= {"lines": encode(proposal.lines)} | ({"findings": verdict.json()} if verdict.findings else {})
+        tap = Tap(ways.redact)  # a judge may have words of its own
+        source |= {"lines": encode(proposal.lines)}
+        source |= {"findings": tap.value(verdict.json())} if verdict.findings else {}
+        reason = tap.text(verdict.reason)
         written = await ways.memory.write(
-            lambda conn: runs.updated(conn, self.run, known, due.episode_id, body, [source], verdict.reason)
+            lambda conn: runs.updated(conn, self.run, known, due.episode_id, body, [source], reason)
         )
         said = (self.run.name, position, written.body, written.version)
-        self._tell(ContextHeld(*said, verdict.reason) if verdict.outcome == "held" else ContextWritten(*said))
+        self._tell(ContextHeld(*said, reason) if verdict.outcome == "held" else ContextWritten(*said))
 
     async def _keep(self, known: runs.Lived, due: _Update, reason: str) -> None:
         """The last good context stays."""

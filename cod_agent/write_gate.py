@@ -119,7 +119,7 @@ class WriteGate:
             findings += check(proposal)
         if self._judge is not None:
             said = self._judge(proposal)
-            findings += await said if isinstance(said, Awaitable) else said
+            findings += _findings(await said if isinstance(said, Awaitable) else said)
         if self.policy == "review":
             return Verdict("held", tuple(findings))
         if not findings:
@@ -142,6 +142,16 @@ class WriteGate:
     def settings(self) -> dict[str, Any]:
         """What a run keeps of it; nothing for a gate that is open."""
         return {} if self.policy == "open" else {"gate": self.policy}
+
+
+def _findings(said: Any) -> list[Finding]:
+    """What a judge gave. Raises: UsageError, where that is something else: the update is decided when it is asked again."""
+    found = list(said) if isinstance(said, Iterable) and not isinstance(said, str) else [said]
+    if any(not isinstance(one, Finding) for one in found):
+        raise UsageError(
+            f"the gate's judge gave {said!r:.60}: it gives findings, [Finding(kind, why), ...], and [] for none"
+        )
+    return found
 
 
 OPEN_GATE = WriteGate("open")

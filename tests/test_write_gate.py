@@ -201,6 +201,13 @@ async def test_a_judge_of_the_applications_own(memory: Memory) -> None:
     assert outcomes[0].reason == "judge: it smells (line 1: 'a fish')"
 
 
+@pytest.mark.parametrize("said", [None, "it smells", ["it smells"], True])
+async def test_a_judge_that_gives_something_else_is_told_so_and_asked_again(memory: Memory, said: Any) -> None:
+    proposal = Proposal("a", "life", 0, "", "a fish", (), {})
+    with pytest.raises(UsageError, match=r"the gate's judge gave .*\[\] for none"):
+        await WriteGate(judge=lambda _: said).decide(proposal)
+
+
 def test_a_gate_that_makes_no_sense() -> None:
     with pytest.raises(UnknownName, match="quarantine"):
         WriteGate("quarantin")  # type: ignore[arg-type]
