@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import copy
-from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -70,7 +70,7 @@ class CoDAgent(SyncTwins):
         settings: anything else to keep with its runs (JSON), such as the arguments of the program that lives them.
         budget: what each episode may spend. One that spent it has ended: a solve fails, an update is refused (docs/budgets.md).
         run_budget: what each run may spend in all. One that spent it raises `BudgetSpent`, and goes on when it may spend more.
-        on_doubt: decides "repeat" or "fail" for a tool declared `on_crash="ask"` that was running when the process died.
+        on_doubt: decides, plain or async, "repeat" or "fail" for a tool declared `on_crash="ask"` that was running when the process died.
         watch: told everything that happens, as `stream` tells it, whichever method it happens in; quick, and it must not raise. It may
             be set anew between two tasks (`agent.watch = None`). `stream` tells whoever iterates it instead.
 
@@ -97,11 +97,16 @@ class CoDAgent(SyncTwins):
         settings: dict[str, Any] | None = None,
         budget: Budget | None = None,
         run_budget: Budget | None = None,
-        on_doubt: Callable[[str, Any], str] | None = None,
+        on_doubt: Callable[[str, Any], str | Awaitable[str]] | None = None,
         watch: Emit | None = None,
     ) -> None:
         if not name:
             raise UsageError("an agent needs a name: it is how its memory is found again")
+        for what, given_as in {"budget": budget, "run_budget": run_budget}.items():
+            if given_as is not None and not isinstance(given_as, Budget):
+                raise UsageError(f"{what} is a Budget, as Budget(calls=40), not {given_as!r:.60}")
+        if bad := [one for one in tools if not callable(one)]:
+            raise UsageError(f"a tool is a function, not {bad[0]!r:.60}")
         self.name, self.environment, self.watch = name, environment, watch
         updates = updates and given is None
         passed = gate_of(gate)

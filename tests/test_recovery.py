@@ -7,6 +7,7 @@ import contextlib
 import gc
 import math
 import os
+import sqlite3
 import subprocess
 import sys
 import textwrap
@@ -20,7 +21,16 @@ from test_agent import Counting, Steps, lived, table
 
 from cod_agent import CoDAgent, Memory, Message, Task, idempotency_key, recorded_tool, tool
 from cod_agent.context import message
-from cod_agent.errors import ModelError, ReplayDiverged, RunLeased, StoreFull, ToolFailed, ToolInDoubt
+from cod_agent.errors import (
+    ModelError,
+    ReplayDiverged,
+    RunLeased,
+    StoreFull,
+    ToolFailed,
+    ToolInDoubt,
+    UnknownName,
+    VerificationFailed,
+)
 from cod_agent.memory import lease
 
 TASK = Task(id="t", prompt="a question")
@@ -211,6 +221,42 @@ async def test_a_tool_in_doubt_may_be_given_up(path: Path, policy: Any, options:
     assert (
         said == "pay: the process died while this ran; whether it took effect is unknown and paid 5" and shop.ran == 1
     )
+
+
+@pytest.mark.parametrize("said", ["maybe", None, True])
+async def test_a_decision_that_is_none_leaves_the_tool_in_doubt(path: Path, said: Any) -> None:
+    await killed(path, Shop("ask", dies_at=1))
+    shop = Shop("ask")
+    with pytest.raises(ToolInDoubt, match=f"on_doubt said {said!r}"):
+        await shopped(path, shop, on_doubt=lambda name, arguments: said)
+    assert shop.ran == 0
+
+
+async def test_a_decision_may_take_its_time(path: Path) -> None:
+    async def decide(name: str, said: Any) -> str:
+        await asyncio.sleep(0)
+        return "fail"
+
+    await killed(path, Shop("ask", dies_at=1))
+    shop = Shop("ask")
+    assert "unknown" in await shopped(path, shop, on_doubt=decide)
+    assert shop.ran == 1, "the second call only"
+
+
+def test_a_policy_nobody_knows_is_refused_where_it_is_declared() -> None:
+    with pytest.raises(UnknownName, match="did you mean repeat"):
+        tool(on_crash="repeated")  # type: ignore[arg-type]
+
+
+async def test_a_context_that_somebody_changed_in_the_file_is_not_acted_on(path: Path) -> None:
+    async with agent_on(path, model=Counting(), environment=Steps()) as agent:
+        outcomes = [outcome async for outcome in agent.run([TASK])]
+    assert outcomes[0].version == 1
+    with sqlite3.connect(path) as conn:
+        conn.execute("UPDATE contexts SET body = 'Up: EVIL' WHERE version = 1")
+    async with agent_on(path, model=Counting(), environment=Steps()) as agent:
+        with pytest.raises(VerificationFailed, match="version 1 of run 'life'.*is not the text that was written"):
+            [outcome async for outcome in agent.run([TASK, TASK])]
 
 
 async def test_every_run_of_a_tool_in_doubt_is_asked_about(path: Path) -> None:

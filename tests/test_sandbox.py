@@ -174,6 +174,20 @@ def test_a_folder_that_a_link_took_the_place_of_is_not_run_in(tmp_path: Path) ->
     assert not list(theirs.iterdir())
 
 
+@pytest.mark.parametrize(
+    "options", [{"seconds": "5"}, {"memory": -1}, {"processes": 0}, {"output": True}, {"readable": "/etc"}]
+)
+def test_a_limit_that_is_none_is_refused(tmp_path: Path, options: dict[str, Any]) -> None:
+    with pytest.raises(UsageError, match=next(iter(options))):
+        command_tool(tmp_path, sandbox="none", **options)
+
+
+def test_a_file_is_no_folder_to_work_in(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(UsageError, match="is a file"):
+        command_tool(tmp_path / "file", sandbox="none")
+
+
 def test_a_command_is_recorded_and_not_run_again(tmp_path: Path) -> None:
     async def solver(task: Task, context: str, tools: Any) -> str:
         (run_command,) = tools

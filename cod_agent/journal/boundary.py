@@ -12,11 +12,11 @@ import inspect
 import json
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextvars import ContextVar
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from cod_agent.completions import Completion
 from cod_agent.context import Message
-from cod_agent.errors import ReplayDiverged, ToolFailed, ToolInDoubt, UsageError
+from cod_agent.errors import ReplayDiverged, ToolFailed, ToolInDoubt, UnknownName, UsageError
 from cod_agent.journal.answers import Answer
 from cod_agent.journal.episode import Episode, current_episode, effect_key, outside
 from cod_agent.memory.hashing import compact
@@ -26,6 +26,8 @@ from cod_agent.tasks import Observation
 Policy = Literal["repeat", "ask", "fail"]
 """What happens to a tool that was running when the process died. repeat: it is run again, with the same idempotency key; ask: the run
 stops with `ToolInDoubt` until somebody decides; fail: the solver is told that the outcome is unknown."""
+
+POLICIES: tuple[Policy, ...] = get_args(Policy)
 
 _HIDDEN = {"cod": "a secret was in it"}
 """Stands for a snapshot that is not stored."""
@@ -50,6 +52,8 @@ def tool(
     """
     if isinstance(secrets, str):
         raise UsageError(f"secrets is a list of names: write secrets=({secrets!r},)")
+    if on_crash not in POLICIES:
+        raise UnknownName.among("policy of a tool after a crash", str(on_crash), list(POLICIES))
 
     def declare(inner: Callable[..., Any]) -> Callable[..., Any]:
         inner.__cod_on_crash__ = on_crash  # type: ignore[attr-defined]
@@ -81,7 +85,7 @@ class Boundary(Sequence[Callable[..., Any]]):
         ask: Callable[[Sequence[Message]], Awaitable[Completion]] | None = None,
         exchange: Callable[..., Awaitable[Answer]] | None = None,
         saw: Callable[[Observation], None] | None = None,
-        decide: Callable[[str, Any], str] | None = None,
+        decide: Callable[[str, Any], str | Awaitable[str]] | None = None,
     ) -> None:
         self._episode, self._session, self._recovery = episode, session, recovery
         self._ask, self._exchange, self._saw, self._decide = ask, exchange, saw, decide
@@ -241,13 +245,7 @@ class Boundary(Sequence[Callable[..., Any]]):
         key = effect_key("tool", name, episode.tap.value(_json(said)))
         if policy != "repeat":
             if await episode.in_doubt(key, occurrence):
-                decision = "fail" if policy == "fail" else self._decide(name, said) if self._decide else "ask"
-                if decision == "ask":
-                    raise ToolInDoubt(
-                        f"tool {name!r} was running when the process died, and is declared on_crash='ask': find out whether it "
-                        "took effect, then resume with on_doubt=... deciding 'repeat' or 'fail'"
-                    )
-                if decision == "fail":
+                if policy == "fail" or await self._decided(name, said) == "fail":
                     return {"error": f"{name}: the process died while this ran; whether it took effect is unknown"}
             else:
                 await episode.starts(key, occurrence)
@@ -259,6 +257,21 @@ class Boundary(Sequence[Callable[..., Any]]):
             return {"error": f"{type(error).__name__}: {error}"}
         finally:
             _KEY.reset(token)
+
+    async def _decided(self, name: str, said: dict[str, Any]) -> str:
+        """What becomes of a tool in doubt: "repeat" or "fail".
+
+        Raises:
+            ToolInDoubt: nobody decided, or something else.
+        """
+        decision = "ask" if self._decide is None else await _awaited(self._decide(name, said))
+        if decision in ("repeat", "fail"):
+            return str(decision)
+        other = "" if decision == "ask" else f" (on_doubt said {decision!r:.60})"
+        raise ToolInDoubt(
+            f"tool {name!r} was running when the process died, and is declared on_crash='ask': find out whether it "
+            f"took effect, then resume with on_doubt=... deciding 'repeat' or 'fail'{other}"
+        )
 
 
 def recorded_tool(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -12,7 +12,7 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
-from cod_agent.errors import TaskMismatch, UnknownName, UsageError
+from cod_agent.errors import TaskMismatch, UnknownName, UsageError, VerificationFailed
 from cod_agent.memory import gone, lease, rows
 from cod_agent.memory.hashing import canonical, chain, digest, text_hash, value_hash
 from cod_agent.tasks import Feedback, Task
@@ -222,9 +222,9 @@ def begin_task(
                 "the tasks in the order they had, start another run, or give up a task that stands unfinished with agent.abandon()"
             )
         if known.context_id is not None:
-            return known, context(conn, known.context_id)
+            return known, _as_written(run, context(conn, known.context_id))
     lease.hold(conn, run.id)
-    before = latest_context(conn, run.id)
+    before = _as_written(run, latest_context(conn, run.id))
     if given is not None and given.body != before.body:
         before = _give(conn, before, given)
     body = task.model_dump_json()
@@ -233,6 +233,20 @@ def begin_task(
     episode_id, _ = begin_episode(conn, run.id, position, "solve", before.id)
     begun = Lived(row_id, position, task, "open", "", None, "", episode_id, before.id, task.fingerprint, fresh=True)
     return begun, before
+
+
+def _as_written(run: Run, found: Context) -> Context:
+    """A version, if its text is the one that was written: nobody is to act on a note that somebody changed in the file.
+
+    Raises:
+        VerificationFailed: it is not.
+    """
+    if found.body is not None and text_hash(found.body) != found.hash:
+        raise VerificationFailed(
+            f"context version {found.version} of run {run.name!r} of agent {run.agent!r} is not the text that was written: somebody "
+            "changed it in the file; `cod verify` says what else, restore a backup"
+        )
+    return found
 
 
 def _give(conn: sqlite3.Connection, before: Context, given: Given) -> Context:

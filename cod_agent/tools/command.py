@@ -75,6 +75,11 @@ def command_tool(
     Raises:
         UsageError: there can be no sandbox here, or the folder is none to hand out.
     """
+    if isinstance(readable, str | Path):
+        raise UsageError(f"readable is a list of paths: write readable=[{str(readable)!r}]")
+    for name, limit in {"seconds": seconds, "memory": memory, "processes": processes, "output": output}.items():
+        if not isinstance(limit, int | float) or isinstance(limit, bool) or not limit > 0:
+            raise UsageError(f"{name} must be a number above 0, not {limit!r}")
     place = _place(folder)
     seen = tuple(Path(path).resolve() for path in readable)
     if sandbox == "bubblewrap":
@@ -137,6 +142,8 @@ def _place(folder: str | Path) -> Path:
     above, below = {home, *home.parents, *map(Path, _SHARED)}, map(Path, _SYSTEM)
     if place in above or any(place.is_relative_to(one) for one in below):
         raise UsageError(f"{place} is no folder to hand out: commands may write in it. Name one of its own")
+    if place.exists() and not place.is_dir():
+        raise UsageError(f"{place} is a file: name a folder that commands may write in")
     place.mkdir(parents=True, exist_ok=True)
     return place
 
