@@ -132,16 +132,12 @@ class RecordedTool(FunctionTool):
         except TypeError as error:
             return ToolChunk(content=[TextBlock(text=f"TypeError: {error}")], state=ToolResultState.ERROR)
         try:
-            result = await super().call(**kwargs)
+            return await super().call(**kwargs)
         except (ToolFailed, Stopped):
             raise
         except Exception as error:
             self._life.stopped = self._life.stopped or error
             raise Stopped(str(error)) from error
-        for block in result.content if isinstance(result, ToolChunk) else ():
-            if isinstance(block, TextBlock):
-                block.text = defuse(block.text)
-        return result
 
 
 class InOrder(MiddlewareBase):
@@ -272,9 +268,14 @@ def well_formed(arguments: Any) -> str:
 
 
 def plain(message: dict[str, Any]) -> dict[str, Any]:
-    """A formatted message without the agent's name, its text as a string, which more servers take than lists."""
+    """A formatted message without the agent's name, its text as a string, which more servers take than lists.
+
+    Delimiters in what a tool gave are defused here, where errors come by, too.
+    """
     content = message.get("content")
     if isinstance(content, list) and all(part.get("type") == "text" for part in content):
         content = "\n".join(part["text"] for part in content)
+    if message["role"] == "tool" and isinstance(content, str):
+        content = defuse(content)
     kept = {key: value for key, value in message.items() if key != "name" or message["role"] == "tool"}
     return {**kept, "content": content}
