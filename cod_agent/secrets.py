@@ -29,6 +29,7 @@ from unicodedata import normalize
 from urllib.parse import quote, quote_plus, unquote
 
 from cod_agent.errors import UsageError
+from cod_agent.plain import visible
 
 SHORTEST = 8
 """Characters of a value; what is shorter would be found everywhere."""
@@ -231,7 +232,7 @@ def password_in(address: str) -> str:
 
 
 class CleanFormatter(logging.Formatter):
-    """A log's lines, tracebacks and all, without secrets."""
+    """A log's lines, tracebacks and all, without secrets, and without what would command a terminal."""
 
     def __init__(self, clean: Callable[[str], str], *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -239,7 +240,7 @@ class CleanFormatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         """See `logging.Formatter.format`."""
-        return self._clean(super().format(record))
+        return visible(self._clean(super().format(record)))
 
 
 def _replaced(name: str, match: re.Match[str]) -> str:

@@ -467,6 +467,7 @@ def test_what_speaks_against_the_figures_is_said_at_the_top() -> None:
     bad = (replace(measure(0), malformed=30, written=10, refused=30),)
     said = words.doubts(replace(found, packs=12, arms=(replace(found.arms[0], measures=bad), *found.arms[1:])))
     assert [one.split(" ")[0] for one in said] == ["75%", "75%", "12"]
+    assert "3 updates were held back" in words.doubts(replace(found, held=3))[0]
     assert said[0] in Page(render(studied(replace(found, arms=(replace(found.arms[0], measures=bad),))))).text
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import logging
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,7 @@ from cod_agent import CoDAgent, Task
 from cod_agent.cli import app
 from cod_agent.models.scripted import ScriptedModel
 from cod_agent.plain import UNSEEN, visible
+from cod_agent.secrets import CleanFormatter, Secrets
 
 HOSTILE = "\x1b[31;8m\x1b]0;title\x07\x9b31m\rover\u202e[red]mark[/red][/]"
 OPEN = ["--run", f"open{HOSTILE}"]
@@ -33,8 +36,6 @@ def hostile(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 for name in ("first", "second"):
                     lived = await agent.solve(Task(id=f"{name}{HOSTILE}", prompt=HOSTILE), run=f"{gate}{HOSTILE}")
                     await agent.feedback(lived, 0.5, HOSTILE)
-
-    import asyncio
 
     asyncio.run(live())
     return db
@@ -69,3 +70,9 @@ def test_what_others_wrote_is_shown_and_does_nothing(hostile: Path, words: list[
 
 def test_a_carriage_return_alone_is_written_out() -> None:
     assert visible("send the key away\rall is well\r\nnext\n") == "send the key away\\rall is well\r\nnext\n"
+
+
+def test_a_line_of_the_log_does_nothing_either() -> None:
+    record = logging.LogRecord("cod", logging.ERROR, __file__, 1, "GET %s", (f"/runs/{HOSTILE}\nsecond",), None)
+    said = CleanFormatter(Secrets(environment=False)).format(record)
+    assert not UNSEEN.search(said) and said.endswith("\nsecond")

@@ -195,6 +195,10 @@ def doubts(found: Evaluation) -> list[str]:
         said.append(f"{share}: where the model does not speak its language, contexts cannot show what they are worth.")
     if refused > MANY * updates:
         said.append(f"{refused / updates:.0%} of the updates were refused, and left the context as it was.")
+    if found.held:
+        said.append(
+            f"{found.held:,} updates were held back by the write gate: no task was solved with what they wrote."
+        )
     if len(found.weights) > 1:
         names = ", ".join(cut(name or "unknown", 40) for name in found.weights)
         said.append(

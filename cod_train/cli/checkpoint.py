@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cod_agent.cli.output import command_line, console, print_json
+from cod_agent.cli.output import command_line, console, print_json, say
 from cod_agent.errors import UsageError
 from cod_agent.policies import POLICIES, folder_of
 from cod_train.cli.options import REGISTRY, RegistryFile
@@ -60,9 +60,9 @@ def add(
     if as_json:
         return print_json(added.json())
     origin = f", from {added.parent}" if added.parent else ""
-    typer.echo(f"{added.weights} is a {added.state}{origin}{_counted(runs)}: {added.folder}")
+    say(f"{added.weights} is a {added.state}{origin}{_counted(runs)}: {added.folder}")
     if added.state == "candidate":
-        typer.echo(f"Let it compete: {_command('cod', 'promote', added.name, registry=registry)}")
+        say(f"Let it compete: {_command('cod', 'promote', added.name, registry=registry)}")
     return None
 
 
@@ -129,9 +129,9 @@ def show(
     else:
         _tell(found, runs, states)
         for change in history:
-            typer.echo(f"{_when(change.when)}  {change.after}: {change.why}")
+            say(f"{_when(change.when)}  {change.after}: {change.why}")
         if check:
-            typer.echo(f"changed files: {', '.join(files)}" if files else "its files are what was registered")
+            say(f"changed files: {', '.join(files)}" if files else "its files are what was registered")
     if files or "changed" in states:
         raise typer.Exit(1)
 
@@ -166,8 +166,8 @@ def verify(
         print_json({"ok": not faults, "checkpoints": sorted(changed), "elsewhere": elsewhere, "faults": faults})
     else:
         for fault in faults:
-            typer.echo(fault)
-        typer.echo(f"{len(changed)} checkpoints named by calls of {db}, {len(elsewhere)} other weights")
+            say(fault)
+        say(f"{len(changed)} checkpoints named by calls of {db}, {len(elsewhere)} other weights")
     if faults:
         raise typer.Exit(1)
 
@@ -236,10 +236,10 @@ def export(
         print_json({"folder": str(done.folder), "gguf": done.gguf and str(done.gguf), "largest_difference": off})
         return
     said = ", ".join(f"{form.replace('_', ' ')} {value:.1e}" for form, value in off.items())
-    typer.echo(
+    say(
         f"{done.folder} says what its source says, over {done.compared.tokens} tokens (largest difference in nats: {said})"
     )
-    typer.echo(f"Register it: {_command('cod', 'checkpoint', 'add', done.folder, registry=registry)}")
+    say(f"Register it: {_command('cod', 'checkpoint', 'add', done.folder, registry=registry)}")
 
 
 # ---- words ----
@@ -307,13 +307,13 @@ def _tell(found: Checkpoint, runs: Sequence[TrainingRun], states: Sequence[str])
         "data": _counted(runs).removeprefix(", trained on ") or "none",
     }
     for key, value in lines.items():
-        typer.echo(f"{key:9} {value}")
+        say(f"{key:9} {value}")
     for file in dict.fromkeys(run.file for run in runs):
         of_file = [at for at, run in enumerate(runs) if run.file == file]
         now = ", ".join(f"{count} {state}" for state, count in Counter(states[at] for at in of_file if states).items())
-        typer.echo(f"          {file}: {len(of_file)} runs{f' ({now})' if now else ''}")
+        say(f"          {file}: {len(of_file)} runs{f' ({now})' if now else ''}")
     if gone := taken_out(runs):
-        typer.echo(f"gone      of its training data since: {gone}; its weights still know what that taught")
+        say(f"gone      of its training data since: {gone}; its weights still know what that taught")
 
 
 def _counted(runs: Sequence[TrainingRun]) -> str:

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from cod_agent.cli.output import command_line, console, print_json
+from cod_agent.cli.output import command_line, console, print_json, say
 from cod_agent.environments import make_world
 from cod_agent.errors import CodError, MissingExtra, StoreFull, UnknownName, UsageError
 from cod_agent.policies import POLICIES
@@ -86,7 +86,7 @@ def _run(out: Path, settings: Any) -> None:
             raise StoreFull(f"{error}; everything recorded is in {out}. Make room, then go on with: {go_on}") from error
         except CodError as error:
             view.event("failed", f"Error: {error}")
-            typer.echo(f"Everything until then is in {out}. Go on with: {go_on}", err=True)
+            say(f"Everything until then is in {out}. Go on with: {go_on}", err=True)
             raise typer.Exit(1) from error
         if code:
             view.event("stopped", f"Stopped; everything until then is in {out}. Go on with: {go_on}")
@@ -124,14 +124,14 @@ def _tell(out: Path, settings: Any, as_json: bool) -> None:
     try:
         figure: Path | None = report.draw(out, f"{settings.world}, from {settings.base}")
     except MissingExtra as missing:
-        typer.echo(f"No figure: {missing}", err=True)
+        say(f"No figure: {missing}", err=True)
         figure = None
     if as_json:
         said = {"out": str(out), "settings": settings.model_dump(mode="json"), **report.told(out)}
         print_json({**said, "figure": str(figure) if figure else None})
         return
     console().print(report.table(out))
-    typer.echo(report.seconds(out))
+    say(report.seconds(out))
     registry = out / "registry.db"
-    typer.echo(f"Files: {registry}" + (f", {figure}" if figure else ""))
-    typer.echo(f"Serve it: {command_line('cod', 'serve', '--registry', registry, '--engine', settings.serve.engine)}")
+    say(f"Files: {registry}" + (f", {figure}" if figure else ""))
+    say(f"Serve it: {command_line('cod', 'serve', '--registry', registry, '--engine', settings.serve.engine)}")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from cod_agent.cli import options
-from cod_agent.cli.output import Progress, command_line, console, print_json
+from cod_agent.cli.output import Progress, command_line, console, print_json, say
 from cod_agent.errors import UnknownName
 from cod_train.cli.options import REGISTRY, RegistryFile
 
@@ -77,7 +77,7 @@ def _warn(registry: Registry, candidate: str) -> None:
 
     for one in registry.lineage(candidate):
         if gone := taken_out(registry.training_runs(one.name)):
-            typer.echo(
+            say(
                 f"Warning: of what {one.name} was trained on, runs are gone since ({gone}): its weights still know what they taught",
                 err=True,
             )
@@ -108,10 +108,10 @@ def _decided(
             )
             return asyncio.run(deciding)
     except KeyboardInterrupt:
-        typer.echo(f"\nStopped. {again}", err=True)
+        say(f"\nStopped. {again}", err=True)
         raise typer.Exit(130) from None
     except Undecided:
-        typer.echo(again, err=True)
+        say(again, err=True)
         raise
 
 
@@ -122,16 +122,14 @@ def _tell(kept: KeptVerdict, as_json: bool) -> None:
     said = kept.said
     if said["positions"]:
         console().print(table(said))
-        typer.echo(
-            "mean reward [95% interval]; the difference pack by pack, and what it is at least (one-sided, 95%)\n"
-        )
+        say("mean reward [95% interval]; the difference pack by pack, and what it is at least (one-sided, 95%)\n")
     for check in said["checks"]:
-        typer.echo(f"{'holds' if check['holds'] else 'FAILS':5}  {check['name']}: {check['said']}")
-    typer.echo(
+        say(f"{'holds' if check['holds'] else 'FAILS':5}  {check['name']}: {check['said']}")
+    say(
         f"\n{kept.candidate} is {'promoted' if kept.promoted else 'rejected'}{'' if said['incumbent'] else ', as the first'}."
     )
-    typer.echo(_amount(said))
-    typer.echo(f"Verdict {kept.id} of the registry; the databases are in {said['folder']}")
+    say(_amount(said))
+    say(f"Verdict {kept.id} of the registry; the databases are in {said['folder']}")
 
 
 def table(said: Mapping[str, Any]) -> Any:

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from cod_agent.cli import options
-from cod_agent.cli.output import print_json
+from cod_agent.cli.output import print_json, say
 from cod_train.cli.options import REGISTRY, RegistryFile
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -34,7 +34,7 @@ def rollback(
     if as_json:
         print_json({"promoted": now.json(), "taken_back": left, "why": why})
         return
-    typer.echo(f"{now.weights} is promoted again; {left} is retired ({why}).")
+    say(f"{now.weights} is promoted again; {left} is retired ({why}).")
 
 
 __all__ = ["app", "rollback"]

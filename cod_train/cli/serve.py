@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from cod_agent.cli.output import command_line, print_json
+from cod_agent.cli.output import command_line, print_json, say
 from cod_agent.errors import UnknownName, UsageError
 from cod_agent.models import LONGEST_POLICY_ANSWER
 from cod_agent.policies import POLICIES, folder_of
@@ -174,7 +174,7 @@ async def _serve(
     front = Front(name, *where)
     await front.start()  # a port in use is said before anything slow begins
     try:
-        events = Events(log, lambda line: typer.echo(line, err=True))
+        events = Events(log, lambda line: say(line, err=True))
     except OSError as error:
         raise UsageError(f"cannot make the folder {log}: {error.strerror}; choose another --log") from None
     ready_timeout, drain = limits
@@ -197,7 +197,7 @@ def _listen(serving: Serving) -> list[int]:
 
     def interrupt() -> None:
         interrupted.append(signal.SIGINT)
-        typer.echo("Stopping when the answers under way are out; Ctrl-C again stops at once.", err=True)
+        say("Stopping when the answers under way are out; Ctrl-C again stops at once.", err=True)
         serving.stop()
 
     loop.add_signal_handler(signal.SIGINT, interrupt)
@@ -224,8 +224,8 @@ def _tell(checkpoint: Checkpoint, front: Front, log: Path, as_json: bool) -> Non
         said = {"base_url": front.base_url, "model": front.alias, "weights": checkpoint.weights, "log": str(log)}
         print_json({**said, "checkpoint": checkpoint.name, "form": form})
     else:
-        typer.echo(f'{checkpoint.weights} is served as "{front.alias}" at {front.base_url}; the log is {log}\n')
-        typer.echo("from cod_agent import CoDAgent, Sampling\nfrom cod_agent.models.openai import OpenAIModel\n")
-        typer.echo(f'agent = CoDAgent("me", model={model}, memory="me.db")\n')
-        typer.echo(command)
+        say(f'{checkpoint.weights} is served as "{front.alias}" at {front.base_url}; the log is {log}\n')
+        say("from cod_agent import CoDAgent, Sampling\nfrom cod_agent.models.openai import OpenAIModel\n")
+        say(f'agent = CoDAgent("me", model={model}, memory="me.db")\n')
+        say(command)
     sys.stdout.flush()

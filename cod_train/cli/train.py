@@ -21,7 +21,7 @@ from typing import IO, Annotated, Any
 
 import typer
 
-from cod_agent.cli.output import command_line, console, print_json
+from cod_agent.cli.output import command_line, console, print_json, say
 from cod_agent.environments import make_world
 from cod_agent.errors import CodError, MissingExtra, UnknownName, UsageError
 from cod_agent.policies import POLICIES, folder_of
@@ -175,7 +175,7 @@ def _run(words: list[str], out: Path, config: Any, in_process: bool, *, quiet: b
     total = config.trainer.total_training_steps
     way = ["--in-process"] if in_process else []
     log = out / "train.log"
-    typer.echo(f"Training in {out}; its log is {log}", err=True)
+    say(f"Training in {out}; its log is {log}", err=True)
     environment = {**os.environ, **(CPU_ENVIRONMENT if config.trainer.device == "cpu" else {})}
     command = [sys.executable, "-m", "cod_train.verl_main", *way, *words]
     began = log.stat().st_size if log.is_file() else 0
@@ -195,11 +195,11 @@ def _run(words: list[str], out: Path, config: Any, in_process: bool, *, quiet: b
         further = "; the same command goes on from the last checkpoint" if newest_checkpoint(out) else ""
         raise CodError(f"{_last_words(log, began)}\nThe whole log is {log}{further}")
     if total and (done := steps(out)) and done[-1].number < total:
-        typer.echo(f"There was nothing more to train on after step {done[-1].number} of {total}.", err=True)
+        say(f"There was nothing more to train on after step {done[-1].number} of {total}.", err=True)
 
 
 def _stopped(code: int) -> typer.Exit:
-    typer.echo(f"Stopped. The same command goes on: {command_line(*sys.argv)}", err=True)
+    say(f"Stopped. The same command goes on: {command_line(*sys.argv)}", err=True)
     return typer.Exit(code)
 
 
@@ -234,13 +234,13 @@ def _say_steps(done: list[Any], said: int, total: int | None, quiet: bool) -> in
     for step in done[said:]:
         by_position = " ".join(f"{reward:.2f}" for reward in step.rewards)
         lost = step.metrics.get("cod/rollouts_lost", 0)
-        typer.echo(
+        say(
             f"step {step.number:4d} of {total}  reward {step.reward:.3f}  by position {by_position}  {step.seconds:.1f} s"
             + (f"  {lost:.0f} rollouts lost" if lost else ""),
             err=quiet,
         )
         for warning in _warnings(step.metrics):
-            typer.echo(f"  note: {warning}", err=True)
+            say(f"  note: {warning}", err=True)
     return len(done)
 
 
@@ -280,7 +280,7 @@ def _tell(out: Path, base: str, world: Any, as_json: bool) -> None:
     try:
         figure: Path | None = progress.draw(out, f"{out.name}, from {base}", out / "train.png")
     except MissingExtra as missing:
-        typer.echo(f"No figure: {missing}", err=True)
+        say(f"No figure: {missing}", err=True)
         figure = None
     files = {"figure": figure, "checkpoint": checkpoint, "model": model}
     if as_json:
@@ -294,10 +294,10 @@ def _tell(out: Path, base: str, world: Any, as_json: bool) -> None:
         return
     if measured:
         console().print(_table(measured, world))
-    typer.echo(f"Files: {', '.join(str(path) for path in files.values() if path)}")
+    say(f"Files: {', '.join(str(path) for path in files.values() if path)}")
     if model is not None:
         worlds = world if isinstance(world, str) else ",".join(world)
-        typer.echo(f"Look at it: {command_line('cod', 'eval', worlds, '--model', f'gguf:{model}')}")
+        say(f"Look at it: {command_line('cod', 'eval', worlds, '--model', f'gguf:{model}')}")
 
 
 def _table(measured: dict[int, Any], world: Any) -> Any:
