@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from cod_agent import CoDAgent, Memory
+from cod_agent import CoDAgent, Memory, Task
 from cod_agent.cli import app
 from cod_agent.environments import FrozenLake
 from cod_agent.errors import NotADatabase, UsageError, VerificationFailed
@@ -140,6 +140,12 @@ def test_what_is_there_is_not_replaced_unasked(lived: Path, tmp_path: Path) -> N
         backup(lived, goal)
     with pytest.raises(UsageError, match="the file itself"):
         backup(lived, lived, force=True)
+    link = tmp_path / "link.db"
+    link.symlink_to(lived)
+    for end in ("-wal", "-shm", "-journal", ".lock"):
+        for path in (lived, link):
+            with pytest.raises(UsageError, match="a part of it"):
+                backup(path, f"{lived}{end}", force=True)
     with pytest.raises(UsageError, match="is a directory"):
         backup(lived, tmp_path)
     with pytest.raises(UsageError, match="there is no file"):
@@ -182,3 +188,16 @@ def test_the_command_says_what_it_did(lived: Path, tmp_path: Path) -> None:
     done = CliRunner().invoke(app, ["backup", str(lived), str(goal), "--force", "--json"])
     told = json.loads(done.stdout)
     assert told["ok"] and told["size"] == goal.stat().st_size and told["from"] == str(lived)
+
+
+def test_a_file_in_which_no_model_was_asked_yet_is_copied_too(tmp_path: Path) -> None:
+    path = tmp_path / "young.db"
+
+    async def answer(task: Task, context: str, tools: Any) -> str:
+        return "nine"
+
+    with CoDAgent("a", solver=answer, memory=path, updates=False) as agent:
+        agent.solve_sync(Task(id="t"))
+    done = CliRunner().invoke(app, ["backup", str(path), str(tmp_path / "copy.db")])
+    assert done.exit_code == 0, done.output
+    assert "agrees with itself: 1 run, 1 task, 1 context, 0 calls." in " ".join(done.output.split())

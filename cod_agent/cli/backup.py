@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from cod_agent.cli.output import Progress, print_json, say
+from cod_agent.cli.output import Progress, counted, print_json, say
 
 
 def backup(
@@ -31,6 +31,6 @@ def backup(
     size = to.stat().st_size
     if as_json:
         return print_json({**report.json(), "from": str(db), "size": size})
-    counts = ", ".join(f"{report.counts[what]} {what}" for what in ("runs", "tasks", "contexts", "calls"))
+    counts = ", ".join(counted(report.counts.get(f"{what}s", 0), what) for what in ("run", "task", "context", "call"))
     say(f"{to} is a copy of {db} ({decimal(size)}) and agrees with itself: {counts}.")
     return None

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from cod_agent.cli import options
-from cod_agent.cli.output import command_line, print_json, say
+from cod_agent.cli.output import command_line, counted, print_json, say
 from cod_agent.errors import UnknownName, UsageError
 
 if TYPE_CHECKING:
@@ -194,7 +194,7 @@ def _told(db: Path, done: Forgotten, whose: str) -> None:
     for (agent, run), what in done.waiting.items():
         say(f"{agent}, {run}: it goes on from its last clean version; its later updates wait for {what}.")
     if done.waiting:
-        say("The same command with --model goes on then.")
+        say("Give the same command again with --model, and they are made.")
     if done.lingering:
         say(f"Another program keeps an older state of {db} open: do the same again when it has gone.")
 
@@ -205,10 +205,9 @@ _WORDS = {"feedback": "feedback", "asked": "arguments"}
 
 def _tasks(found: Removed) -> str:
     """How many, and in how many runs they left something."""
-    tasks, runs = len(found.tasks), len(found.runs)
-    return f"{tasks} {'task' if tasks == 1 else 'tasks'} in {runs} {'run' if runs == 1 else 'runs'}"
+    return f"{counted(len(found.tasks), 'task')} in {counted(len(found.runs), 'run')}"
 
 
 def _rows(found: Removed) -> str:
-    rows = (f"{count} {_WORDS.get(part, part if count == 1 else f'{part}s')}" for part, count in found.rows.items())
-    return ", ".join(rows) or "nothing that was not gone before"
+    rows = (f"{count} {_WORDS[part]}" if part in _WORDS else counted(count, part) for part, count in found.rows.items())
+    return ", ".join(rows) or "everything is gone already"

@@ -48,6 +48,11 @@ def console(*, err: bool = False) -> Console:
     return Shown(stderr=err, width=None if terminal else PIPED_WIDTH, highlight=False, soft_wrap=False, markup=False)
 
 
+def counted(count: int, what: str) -> str:
+    """How many of what: `1 task`, `2 tasks`."""
+    return f"{count} {what}{'' if count == 1 else 's'}"
+
+
 def print_json(value: Any) -> None:
     """The one JSON object of `--json`."""
     said = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)

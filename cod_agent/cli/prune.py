@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from cod_agent.cli.output import print_json, say
+from cod_agent.cli.output import counted, print_json, say
 from cod_agent.errors import UsageError
 
 _SECONDS = {"m": 60.0, "h": 3600.0, "d": 86400.0, "w": 604800.0}
@@ -61,11 +61,11 @@ def prune(
         memory.close()
     if as_json:
         return print_json({"path": str(db), "dry_run": dry_run, **done.json()})
-    rows = ", ".join(f"{count} {part}s" for part, count in done.rows.items() if count)
+    rows = ", ".join(counted(count, part) for part, count in done.rows.items() if count)
     verb = "would give" if dry_run else "gave"
-    say(f"{done.tasks} tasks {verb} up {decimal(done.size)}{f' ({rows})' if rows else ''}.")
+    say(f"{counted(done.tasks, 'task')} {verb} up {decimal(done.size)}{f' ({rows})' if rows else ''}.")
     for why, count in done.kept.items():
-        say(f"{count} tasks keep all: {why}.")
+        say(f"{counted(count, 'task')} {'keeps' if count == 1 else 'keep'} all: {why}.")
     if done.kept["could still be trained on"]:
         say("Name a registry whose checkpoints were trained on them by --trained, or say --even-untrained.")
     if done.tasks and not (dry_run or vacuum):

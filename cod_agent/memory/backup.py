@@ -24,6 +24,14 @@ from cod_agent.memory.verify import Report, verify
 
 _PAGES = 1024
 """Copied between two reports of progress: 4 MB."""
+_BESIDE = ("-wal", "-shm", "-journal", ".lock")
+"""How the files that belong to a run database end."""
+
+
+def is_part(file: Path, path: Path) -> bool:
+    """Whether a file is a run database, or one that belongs to it and may not be written over; symbolic links are followed."""
+    found, of = file.resolve(), path.resolve()
+    return found in (of, *(Path(f"{of}{end}") for end in _BESIDE))
 
 
 def backup(
@@ -80,11 +88,10 @@ def _copy(conn: sqlite3.Connection, path: str, part: Path, progress: Callable[[i
 def _check_goal(path: Path, goal: Path, force: bool) -> None:
     if goal.is_dir():
         raise UsageError(f"{goal} is a directory: name the file of the copy, as {goal / path.name}")
-    if goal.exists():
-        if path.exists() and goal.samefile(path):
-            raise UsageError(f"{goal} is the file itself: name another one for the copy")
-        if not force:
-            raise UsageError(f"{goal} is there: name another file, or say --force to replace it")
+    if is_part(goal, path) or (goal.exists() and path.exists() and goal.samefile(path)):
+        raise UsageError(f"{goal} is the file itself, or a part of it: name another one for the copy")
+    if goal.exists() and not force:
+        raise UsageError(f"{goal} is there: name another file, or say --force to replace it")
     for end in ("-wal", "-journal"):
         beside = Path(f"{goal}{end}")
         if beside.exists() and beside.stat().st_size:
