@@ -36,7 +36,7 @@ def verify(
     counts = ", ".join(f"{count} {what}" for what, count in report.counts.items())
     say(f"{db} agrees with itself: {counts}; {report.requests} requests rebuilt.")
     if report.pruned:
-        say(f"{report.pruned} parts were pruned: their hashes stand for them.")
+        say(f"{report.pruned} parts were pruned or forgotten: their hashes stand for them.")
     if anchor is not None:
         say(f"It holds all that {anchor} knows: {report.anchored} links.")
 
