@@ -119,7 +119,8 @@ class Outcome(BaseModel):
     reward: float | None = None
     feedback: Feedback | None = None
     context: str = ""
-    """The context after this task."""
+    """The context after this task: what its update wrote, or what stayed in force because that was held back or refused; what the task
+    was solved with while there was no update."""
     version: int = 0
     """Its version in this run; 0 is the empty context a run starts from."""
     update: UpdateStatus = "none"

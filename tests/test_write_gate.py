@@ -87,6 +87,18 @@ async def test_quarantine_holds_what_trips_a_check_and_goes_on_from_the_version_
     assert verify(memory.path).ok
 
 
+async def test_where_feedback_is_late_the_outcome_has_what_stayed_in_force(memory: Memory) -> None:
+    async with CoDAgent("a", model=Writer(GOOD, BAD, ""), memory=memory, gate="quarantine") as agent:
+        solved = [await agent.solve(task) for task in TASKS[:3]]
+        judged = [await agent.feedback(outcome, 1.0) for outcome in solved]
+    assert [(one.update, one.version, one.context) for one in solved] == [("none", 0, "")] * 3
+    assert [(one.update, one.version, one.context) for one in judged] == [
+        ("written", 1, GOOD),
+        ("held", 1, GOOD),
+        ("kept", 1, GOOD),
+    ]
+
+
 async def test_under_review_everything_waits(memory: Memory) -> None:
     outcomes = await live(memory, [GOOD, GOOD], "review")
     assert [(one.update, one.version, one.context) for one in outcomes] == [("held", 0, "")] * 2

@@ -120,21 +120,19 @@ def _lost(conn: sqlite3.Connection, effect: int, call: int | None) -> str:
 def outcome(conn: sqlite3.Connection, run: Run, at: int) -> Outcome:
     """What came of a position so far."""
     known = position(conn, run, at)
-    written = conn.execute(
-        "SELECT c.version, c.body, c.held FROM episodes e JOIN contexts c ON c.episode_id = e.id"
-        " WHERE e.run_id = ? AND e.position = ? AND e.kind = 'update'",
-        (run.id, at),
-    ).fetchone()
-    refused = conn.execute(
-        "SELECT reason FROM episodes WHERE run_id = ? AND position = ? AND state = 'refused'", (run.id, at)
-    ).fetchone()
-    held = written[2] if written else ""
-    if written is None or held:
-        before = runs.context(conn, int(known.context_id or 0))
-        written = (before.version, before.body)
+    after, held, refused = int(known.context_id or 0), "", ""
     update: UpdateStatus = "none"
     if known.state == "updated":
-        update = "kept" if refused else "held" if held else "written"
+        began, refused, wrote, held = conn.execute(
+            "SELECT e.context_id, CASE e.state WHEN 'refused' THEN e.reason ELSE '' END, c.id, coalesce(c.held, '')"
+            " FROM episodes e LEFT JOIN contexts c ON c.episode_id = e.id"
+            " WHERE e.run_id = ? AND e.position = ? AND e.kind = 'update'",
+            (run.id, at),
+        ).fetchone()
+        update = "kept" if wrote is None else "held" if held else "written"
+        # Feedback may come late: what the update began with, and left in force, is newer than what the task was solved with.
+        after = wrote if update == "written" else began
+    context = runs.context(conn, after)
     calls = conn.execute(
         "SELECT count(*) FROM calls c JOIN episodes e ON e.id = c.episode_id WHERE e.run_id = ? AND e.position = ?",
         (run.id, at),
@@ -146,9 +144,9 @@ def outcome(conn: sqlite3.Connection, run: Run, at: int) -> Outcome:
         answer=known.answer,
         reward=known.feedback.reward if known.feedback else None,
         feedback=known.feedback,
-        context=written[1] or "",
-        version=written[0],
+        context=context.body,
+        version=context.version,
         update=update,
-        reason=refused[0] if refused else held or known.reason,
+        reason=refused or held or known.reason,
         calls=calls,
     )
