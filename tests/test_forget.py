@@ -12,8 +12,10 @@ from typing import Any
 
 import pytest
 from forgetful import ORDER, PLANTED, Believer, hiding, house, lived, task, tasks, versions
+from typer.testing import CliRunner
 
 from cod_agent import CoDAgent, Memory
+from cod_agent.cli import app
 from cod_agent.errors import RunLeased, UnknownName
 from cod_agent.memory import history
 from cod_agent.memory.content import rebuild_request
@@ -81,6 +83,24 @@ async def test_without_a_model_it_is_taken_out_at_once_and_the_rest_waits(tmp_pa
         again = await agent.forget("room1")
         assert not again.derived and not again.waiting
     assert sound(path)
+
+
+async def test_the_run_in_which_the_rest_was_learnt_again_is_none_to_choose_from(tmp_path: Path) -> None:
+    path = tmp_path / "a.db"
+    async with house(path) as agent:
+        await lived(agent, tasks(3, {1: "feedback"}))
+        (name,) = (run for _, run in (await agent.forget("room1")).derived)
+    with look(path) as conn:
+        (again,) = (one.name for one in history.find(conn) if one.name != name)
+    for command in ("log", "show", "diff", "blame"):
+        done = CliRunner().invoke(app, ["context", command, str(path)])
+        assert done.exit_code == 0, done.output
+        assert (again in done.output) == (command in ("log", "blame")), (
+            "log lists it beside, and blame says which lines came through it"
+        )
+        assert CliRunner().invoke(app, ["context", command, str(path), "--run", again]).exit_code == 0
+    with look(path) as conn:
+        assert [one.name for one in history.meant(history.find(conn, run=again))] == [again]
 
 
 async def test_it_is_forgotten_in_the_middle_of_a_life(tmp_path: Path) -> None:

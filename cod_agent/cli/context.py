@@ -44,9 +44,10 @@ def log(db: options.Db, agent: options.Whose = None, run: options.OfRun = None, 
 
     with look(db) as conn:
         found = history.find(conn, agent, run)
-        if len(found) != 1:
+        named = history.meant(found)
+        if len(named) != 1:
             return _runs(found, db, as_json)
-        chosen = found[0]
+        chosen = named[0]
         steps = history.steps(conn, chosen)
     if as_json:
         return print_json({"agent": chosen.agent, "run": chosen.name, "steps": [step.json() for step in steps]})
@@ -71,6 +72,8 @@ def log(db: options.Db, agent: options.Whose = None, run: options.OfRun = None, 
         )
     say(f"{chosen.agent}, {chosen.name}")
     console().print(table)
+    if others := [one.name for one in found if one is not chosen]:
+        say(f"Beside it there are runs that canaries and forgetting lived (--run): {', '.join(others)}")
     return None
 
 
@@ -138,7 +141,7 @@ def _version(db: Path, agent: str | None, run: str | None, version: int | None) 
     from cod_agent.memory.readonly import look
 
     with look(db) as conn:
-        found = history.find(conn, agent, run)
+        found = history.meant(history.find(conn, agent, run))
         if len(found) != 1:
             names = ", ".join(f"{one.agent} {one.name}" for one in found[:3]) + (", ..." if found[3:] else "")
             raise UsageError(

@@ -284,7 +284,9 @@ def _runs(conn: sqlite3.Connection, agent: str | None, run: str | None) -> list[
 
 def _one(conn: sqlite3.Connection, db: Path, agent: str | None, run: str | None) -> RunSummary:
     """The run that is meant. Raises: UsageError, where there are several."""
-    found = _runs(conn, agent, run)
+    from cod_agent.memory import history
+
+    found = history.meant(_runs(conn, agent, run))
     if not found:
         raise UnknownName(f"{db} holds no runs yet")
     if len(found) > 1:

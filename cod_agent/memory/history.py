@@ -27,6 +27,8 @@ class RunSummary:
     versions: int
     """Versions written, without the empty one it began with."""
     newest: str
+    purpose: str = ""
+    """What it was lived for, if not to live and learn: to try a version, or to learn again what remained."""
 
     def json(self) -> dict[str, Any]:
         said = asdict(self)
@@ -97,7 +99,8 @@ def find(conn: sqlite3.Connection, agent: str | None = None, run: str | None = N
             "SELECT r.id, r.agent, r.name, (SELECT count(*) FROM tasks t WHERE t.run_id = r.id),"
             " (SELECT avg(t.reward) FROM tasks t WHERE t.run_id = r.id),"
             " (SELECT count(*) - 1 FROM contexts c WHERE c.run_id = r.id),"
-            " (SELECT coalesce(c.body, '') FROM contexts c WHERE c.run_id = r.id AND c.held = '' ORDER BY c.version DESC LIMIT 1)"
+            " (SELECT coalesce(c.body, '') FROM contexts c WHERE c.run_id = r.id AND c.held = '' ORDER BY c.version DESC LIMIT 1),"
+            " coalesce(json_extract(r.settings, '$.purpose'), '')"
             " FROM runs r WHERE ? IS NULL OR r.agent = ? ORDER BY r.id",
             (agent, agent),
         )
@@ -108,6 +111,11 @@ def find(conn: sqlite3.Connection, agent: str | None = None, run: str | None = N
     if not named:
         raise UnknownName.among("run", run, [one.name for one in found][-20:])
     return named
+
+
+def meant(found: list[RunSummary]) -> list[RunSummary]:
+    """Those of `find` that somebody may mean who names no run: one that was lived for a purpose is meant only where there is no other."""
+    return [one for one in found if not one.purpose] or found
 
 
 def steps(conn: sqlite3.Connection, run: RunSummary) -> list[Step]:
