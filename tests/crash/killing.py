@@ -20,7 +20,6 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
-from itertools import product
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -214,9 +213,7 @@ class Judge:
             verdict.ended.append(ended(folder))
             if order.durable:  # else what was done and forgotten is done again
                 self._compare(folder, life.Log(folder / "log"), doubtful, verdict)
-            elif all(
-                projection(folder / "life.db") != whole for whole in self._expected(_doubts(_recorded(folder)[1]))
-            ):
+            elif projection(folder / "life.db") != self._expected(_recorded(folder)[1]):
                 verdict.wrong.append("the life went on another way")
         return verdict
 
@@ -253,19 +250,26 @@ class Judge:
         if not doubtful.issuperset(doubts):
             verdict.wrong.append(f"in doubt without a reason: {set(doubts) - doubtful}")
         found = projection(folder / "life.db")
-        if not any(found == whole for whole in self._expected(doubts)):
-            differ = [said for said in found if said not in self.whole[doubts]]
+        if found != (whole := self._expected(tools)):
+            differ = [said for said in found if said not in whole]
             verdict.wrong.append(f"{len(differ)} entries differ from the uninterrupted life's: {str(differ[:1])[:300]}")
         verdict.wrong += verify(folder / "life.db").faults
 
-    def _expected(self, doubts: tuple[str, ...]) -> Iterator[list[Any]]:
-        """What the file may say: of two tools at once either may be recorded first, and the crash may have come in between."""
-        for chosen in product(*((said, f"{said} late") if said.startswith("book") else (said,) for said in doubts)):
-            if chosen not in self.whole:
-                other = self._fresh("doubts")
-                ended(other, doubts=chosen)
-                self.whole[chosen] = projection(other / "life.db")
-            yield self.whole[chosen]
+    def _expected(self, tools: dict[str, str]) -> list[Any]:
+        """What the file must say, given which tools were in doubt and which of two at once came to be recorded first: either may."""
+        chosen = _doubts(tools)
+        order = list(tools)
+        for book in (said for said in order if said.startswith("book")):
+            look = book.replace("book", "look")
+            if look in order and order.index(look) > order.index(book):
+                chosen += (f"{look} late",)
+            elif book in chosen:
+                chosen += (f"{book} late",)
+        if chosen not in self.whole:
+            other = self._fresh("doubts")
+            ended(other, doubts=chosen)
+            self.whole[chosen] = projection(other / "life.db")
+        return self.whole[chosen]
 
     def _fresh(self, name: str) -> Path:
         made = self.folder / name
@@ -291,7 +295,7 @@ def _recorded(folder: Path) -> tuple[int, dict[str, str], set[str]]:
         if not conn.execute("SELECT 1 FROM sqlite_master WHERE name = 'attempts'").fetchone():
             return 0, {}, set()
         calls = conn.execute("SELECT count(*) FROM calls").fetchone()[0]
-        effects = conn.execute("SELECT name, arguments, result FROM effects WHERE kind = 'tool'").fetchall()
+        effects = conn.execute("SELECT name, arguments, result FROM effects WHERE kind = 'tool' ORDER BY id").fetchall()
         started = conn.execute(
             "SELECT a.request, a.occurrence, e.position FROM attempts a JOIN episodes e ON e.id = a.episode_id"
             " WHERE a.state = 'started' AND NOT EXISTS (SELECT 1 FROM effects x WHERE x.episode_id = a.episode_id"

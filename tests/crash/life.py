@@ -155,9 +155,9 @@ class Kit:
     async def _run(self, name: str, what: str) -> str:
         reach("tool")
         doubt = f"{name} {what}"
-        if doubt in self.doubts or f"{doubt} late" in self.doubts:  # an error of the very words a crash would have left
-            if doubt not in self.doubts:
-                await asyncio.sleep(0.01)
+        if f"{doubt} late" in self.doubts:
+            await asyncio.sleep(0.01)  # the one beside it is on record first
+        if doubt in self.doubts:  # an error of the very words a crash would have left
             raise type(name, (Exception,), {})(DOUBT)
         self.log.say("tool", name, what, idempotency_key())
         await asyncio.sleep(0)
