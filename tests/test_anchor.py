@@ -49,7 +49,7 @@ def newer(older: Path, tmp_path: Path) -> Path:
 
 
 def test_a_file_that_lives_on_holds_every_link_that_was_noted(older: Path, newer: Path, tmp_path: Path) -> None:
-    anchor = tmp_path / "elsewhere" / "a.anchor"
+    anchor = tmp_path / "a.anchor"
     assert [note(older, anchor), note(older, anchor), note(newer, anchor)] == [1, 0, 1]
     asyncio.run(live(newer, 1, run="another"))
     assert note(newer, anchor) == 1
@@ -120,7 +120,11 @@ def test_an_anchor_that_was_changed_itself_is_found(older: Path, newer: Path, tm
     note(newer, anchor)
     lines = anchor.read_text().splitlines(keepends=True)
     anchor.write_text("".join(change(lines)))  # type: ignore[operator]
-    assert "is not the one written" in verify(newer, anchor).faults[0]
+    report = verify(newer, anchor)
+    assert not report.ok and "is not the one written" in report.json()["faults"][0]
+    with pytest.raises(VerificationFailed, match="agrees with itself, but its anchor proves nothing") as said:
+        report.require()
+    assert "backup" not in str(said.value)
 
 
 def test_a_line_that_a_crash_cut_off_is_written_over(older: Path, newer: Path, tmp_path: Path) -> None:
@@ -146,7 +150,31 @@ def test_an_anchor_that_is_not_there_or_empty_is_no_proof(older: Path, tmp_path:
     with pytest.raises(UsageError, match="there is no anchor"):
         verify(older, tmp_path / "none")
     (tmp_path / "empty").touch()
-    assert "has no anchor in it" in verify(older, tmp_path / "empty").faults[0]
+    assert not verify(older, tmp_path / "empty").ok
+    with pytest.raises(VerificationFailed, match="empty is empty: restore a copy of it"):
+        verify(older, tmp_path / "empty").require()
+
+
+@pytest.mark.parametrize("said", ["a list of things to buy", "one line\n", "{}\n", "[1]\nsecond\n"])
+def test_a_file_that_is_no_anchor_is_left_as_it_is(older: Path, tmp_path: Path, said: str) -> None:
+    other = tmp_path / "notes.txt"
+    other.write_text(said)
+    for compare in (lambda: note(older, other), lambda: verify(older, other)):
+        with pytest.raises(UsageError, match="is no anchor, but some other file"):
+            compare()
+    assert other.read_text() == said
+
+
+def test_an_anchor_has_a_place_of_its_own_and_makes_no_folder(older: Path, tmp_path: Path) -> None:
+    link = tmp_path / "link.db"
+    link.symlink_to(older)
+    for end in ("", "-wal", "-shm", "-journal", ".lock"):
+        done = CliRunner().invoke(app, ["anchor", str(link), f"{older}{end}"])
+        assert done.exit_code == 1 and "a part of it" in " ".join(done.output.split())
+    for command in (["anchor", str(older)], ["run", "frozen-lake:tiny", "--db", str(older), "--anchor"]):
+        done = CliRunner().invoke(app, [*command, str(tmp_path / "typo" / "a.anchor")])
+        assert done.exit_code == 1 and "there is no folder" in done.output
+    assert not (tmp_path / "typo").exists()
 
 
 def test_the_commands_note_and_compare(tmp_path: Path) -> None:

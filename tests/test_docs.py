@@ -150,7 +150,7 @@ def run_console(block: Block, page: Path) -> None:
     pairs = commands(block.body)
     for command, expected in pairs:
         where, said = f"{page.name}:{block.line}: {command}", words(command)
-        runner = {"cod": cod, "sqlite-utils": sqlite_utils}.get(said[0])
+        runner = {"cod": cod, "mkdir": mkdir, "sqlite-utils": sqlite_utils}.get(said[0])
         if runner is None:
             continue
         code, output = runner(said[1:])
@@ -169,6 +169,12 @@ def cod(arguments: list[str]) -> tuple[int, str]:
     if result.exception is not None and not isinstance(result.exception, SystemExit):
         raise result.exception
     return result.exit_code, result.output
+
+
+def mkdir(arguments: list[str]) -> tuple[int, str]:
+    for folder in arguments:
+        Path(folder).mkdir()
+    return 0, ""
 
 
 def sqlite_utils(arguments: list[str]) -> tuple[int, str]:

@@ -127,7 +127,7 @@ async def test_what_is_held_is_accepted_or_refused_once(memory: Memory) -> None:
                 await review.refuse(version)
         with pytest.raises(UsageError, match="was not held back"):
             await review.accept(3)
-        with pytest.raises(UnknownName):
+        with pytest.raises(UnknownName, match="no context version 9: it has 0 to 3"):
             await review.accept(9)
     said = memory.read_sync(
         lambda conn: conn.execute("SELECT what, detail FROM commits WHERE detail IS NOT NULL ORDER BY seq").fetchall()

@@ -109,8 +109,10 @@ async def _live(
 ) -> Evaluation:
     from cod_agent.evaluation import Watch, lanes_of, live_all, refuse_mixture, release, set_up, summarise
     from cod_agent.memory import Memory
-    from cod_agent.memory.anchor import Anchor
+    from cod_agent.memory.anchor import Anchor, check_place
 
+    if anchor is not None:
+        check_place(anchor, db)
     plan, world, model = set_up(plan, api_key=api_key)
     try:
         memory = Memory.open(db)

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from cod_agent.cli.options import Db, Json
-from cod_agent.cli.output import print_json, say
+from cod_agent.cli.output import counted, print_json, say
 
 
 def verify(
@@ -53,12 +53,13 @@ def anchor(
 
     Example: cod anchor lake.db /mnt/elsewhere/lake.anchor
     """
-    from cod_agent.memory.anchor import Anchor
+    from cod_agent.memory.anchor import Anchor, check_place
     from cod_agent.memory.readonly import look
 
+    check_place(file, db)
     with look(db) as conn:
         noted = Anchor(file).note(conn)
     if as_json:
         return print_json({"db": str(db), "anchor": str(file), "runs": noted})
-    say(f"{noted} runs noted in {file}." if noted else f"{file} knows all of it already.")
+    say(f"{counted(noted, 'run')} noted in {file}." if noted else f"{file} knows all of it already.")
     return None

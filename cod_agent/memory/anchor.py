@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from cod_agent.errors import StoreFull, UsageError, VerificationFailed
+from cod_agent.memory import places
 from cod_agent.memory.hashing import canonical, chain, value_hash
 from cod_agent.memory.verify_rows import Faults
 
@@ -42,11 +43,26 @@ _LINK = (
 )
 
 
+_BEGINS = b'{"digest":'
+"""Every line does."""
+
+
+def check_place(path: Path, db: Path) -> None:
+    """Raises: UsageError, if there can be no anchor of a run database there: its own file, or a folder that is not there.
+
+    A folder is not made: an anchor in one whose name is mistyped, or whose disk is not mounted, is nowhere.
+    """
+    if places.is_part(path, db):
+        raise UsageError(f"{path} is {db} itself, or a part of it: name another file for the anchor")
+    if not path.parent.is_dir():
+        raise UsageError(f"there is no folder {path.parent}: check the path of the anchor, or make the folder")
+
+
 class Anchor:
     """A file of anchors, for one run database. Processes may share it.
 
     Args:
-        path: where it is; made by the first `note`.
+        path: where it is; made by the first `note`, but not its folder.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -65,10 +81,10 @@ class Anchor:
 
         Raises:
             VerificationFailed: a run is not where it was noted to be, or a line of this file was changed.
+            UsageError: the file is no anchor.
             StoreFull: the file cannot be written.
         """
         try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
             with open(self.path, "a+b") as file:
                 if fcntl is not None:
                     fcntl.flock(file, fcntl.LOCK_EX)
@@ -111,14 +127,14 @@ class Anchor:
                             report.wrong(f"{fault} (anchored {_when(line['time'])})")
                         else:
                             held += 1
+            if not self._lines:
+                raise VerificationFailed(f"{self.path} is empty: restore a copy of it, or begin it with `cod anchor`")
         except OSError as error:
             raise UsageError(
                 f"there is no anchor {self.path} ({error.strerror}): check the path, or `cod anchor` makes one"
             ) from None
         except VerificationFailed as error:
-            report.wrong(str(error))
-        if not self._lines:
-            report.wrong(f"{self.path} has no anchor in it")
+            report.anchor_fault = str(error)
         return held
 
     @staticmethod
@@ -131,6 +147,8 @@ class Anchor:
         """The whole lines that were not read yet. Raises: VerificationFailed: one is not as it was written."""
         file.seek(self._read_to)
         for raw in file:
+            if not self._lines and not raw.startswith(_BEGINS[: len(raw)]):
+                raise UsageError(f"{self.path} is no anchor, but some other file: check the path")
             if not raw.endswith(b"\n"):  # being written, or cut off by a crash
                 break
             self._lines += 1
@@ -142,7 +160,8 @@ class Anchor:
                 known = {(agent, run): (seq, link) for agent, run, seq, link in line["links"]}
             except (ValueError, TypeError, KeyError):
                 raise VerificationFailed(
-                    f"line {self._lines} of {self.path} is not the one written: the anchor itself was changed"
+                    f"line {self._lines} of {self.path} is not the one written: the anchor itself was changed. "
+                    "Restore a copy of it, or begin another one with `cod anchor`"
                 ) from None
             self._digest, self._read_to = line["digest"], self._read_to + len(raw)
             self._known |= known

@@ -17,21 +17,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 from cod_agent.errors import StoreFull, UsageError
-from cod_agent.memory import lease, schema
+from cod_agent.memory import lease, places, schema
 from cod_agent.memory.database import translate
 from cod_agent.memory.readonly import connect
 from cod_agent.memory.verify import Report, verify
 
 _PAGES = 1024
 """Copied between two reports of progress: 4 MB."""
-_BESIDE = ("-wal", "-shm", "-journal", ".lock")
-"""How the files that belong to a run database end."""
-
-
-def is_part(file: Path, path: Path) -> bool:
-    """Whether a file is a run database, or one that belongs to it and may not be written over; symbolic links are followed."""
-    found, of = file.resolve(), path.resolve()
-    return found in (of, *(Path(f"{of}{end}") for end in _BESIDE))
 
 
 def backup(
@@ -88,7 +80,7 @@ def _copy(conn: sqlite3.Connection, path: str, part: Path, progress: Callable[[i
 def _check_goal(path: Path, goal: Path, force: bool) -> None:
     if goal.is_dir():
         raise UsageError(f"{goal} is a directory: name the file of the copy, as {goal / path.name}")
-    if is_part(goal, path) or (goal.exists() and path.exists() and goal.samefile(path)):
+    if places.is_part(goal, path) or (goal.exists() and path.exists() and goal.samefile(path)):
         raise UsageError(f"{goal} is the file itself, or a part of it: name another one for the copy")
     if goal.exists() and not force:
         raise UsageError(f"{goal} is there: name another file, or say --force to replace it")

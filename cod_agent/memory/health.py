@@ -125,7 +125,9 @@ def _record(file: Path) -> Finding:
     report = verify(file)
     if report.ok:
         return Finding("record", "ok", "every hash and chain agrees")
-    return Finding("record", "problem", report.faults[0], "cod verify lists all faults; restore a backup")
+    return Finding(
+        "record", "problem", report.faults[0], f"cod verify {file} --json lists all faults; restore a backup"
+    )
 
 
 def _leases(conn: sqlite3.Connection) -> Iterator[Finding]:

@@ -21,6 +21,15 @@ NETWORK = {
 
 _FIRST_READER, _LAST_READER = 123, 127
 """The bytes of FILE-shm that connections hold while they read a state of the file (SQLite's WAL_READ_LOCK)."""
+_BESIDE = ("-wal", "-shm", "-journal", ".lock")
+"""How the files that belong to a run database end."""
+
+
+def is_part(file: Path, of: Path) -> bool:
+    """Whether a file is a run database, or belongs to it: nothing else may be written there. Symbolic links are followed."""
+    return file.resolve() in {
+        path for base in (of.absolute(), of.resolve()) for path in (base, *(Path(f"{base}{end}") for end in _BESIDE))
+    }
 
 
 def mounted(file: Path, table: Path = Path("/proc/self/mounts")) -> tuple[str, list[str]]:

@@ -57,7 +57,8 @@ def version_id(conn: sqlite3.Connection, agent: str, run: str, version: int) -> 
     found = runs.find_run(conn, agent, run)
     row = conn.execute("SELECT id FROM contexts WHERE run_id = ? AND version = ?", (found.id, version)).fetchone()
     if row is None:
-        raise UnknownName(f"run {run!r} of agent {agent!r} has no context version {version}")
+        newest = conn.execute("SELECT max(version) FROM contexts WHERE run_id = ?", (found.id,)).fetchone()[0]
+        raise UnknownName(f"run {run!r} of agent {agent!r} has no context version {version}: it has 0 to {newest}")
     return int(row[0])
 
 

@@ -53,10 +53,12 @@ class Report:
     """Links of an anchor that the chains hold."""
     faults: list[str] = field(default_factory=list)
     """A sentence each, which begins with the row and its table; the first `MOST`."""
+    anchor_fault: str = ""
+    """What is wrong with the anchor itself, which then proves nothing of the file."""
 
     @property
     def ok(self) -> bool:
-        return not self.faults
+        return not (self.faults or self.anchor_fault)
 
     def wrong(self, fault: str) -> None:
         """Note a fault."""
@@ -75,11 +77,16 @@ class Report:
                 f"{self.path} does not agree with itself: {self.faults[0]}{more}; do not train on it or resume it, "
                 "restore a backup"
             )
+        if self.anchor_fault:
+            raise VerificationFailed(
+                f"{self.path} agrees with itself, but its anchor proves nothing: {self.anchor_fault}"
+            )
 
     def json(self) -> dict[str, Any]:
         """As `cod verify --json` prints it."""
+        faults = [*self.faults, *([self.anchor_fault] if self.anchor_fault else [])]
         said = {"path": self.path, "ok": self.ok, "counts": self.counts, "requests": self.requests}
-        return {**said, "pruned": self.pruned, "anchored": self.anchored, "faults": self.faults}
+        return {**said, "pruned": self.pruned, "anchored": self.anchored, "faults": faults}
 
 
 def verify(path: str | Path, anchor: str | Path | None = None) -> Report:

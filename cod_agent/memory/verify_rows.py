@@ -23,6 +23,7 @@ class Faults(Protocol):
     requests: int
     pruned: int
     counts: dict[str, int]
+    anchor_fault: str
 
     def wrong(self, fault: str) -> None: ...
 
