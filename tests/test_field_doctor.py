@@ -253,3 +253,10 @@ def test_the_command_tells_the_installation(monkeypatch: pytest.MonkeyPatch) -> 
     assert health.sqlite().said == sqlite3.sqlite_version
     done = CliRunner().invoke(app, ["doctor", "none.db"])
     assert done.exit_code == 1 and "there is no file none.db" in done.output
+
+
+def test_a_record_that_does_not_agree_says_which_command_lists_all_of_it(lived: Path) -> None:
+    with sqlite3.connect(lived) as conn:
+        conn.execute("UPDATE tasks SET answer = 'other'")
+    (record,) = (found for found in examine(lived, full=True) if found.about == "record")
+    assert record.level == "problem" and f"cod verify {lived} --json lists all faults" in record.do

@@ -101,6 +101,9 @@ async def test_the_run_in_which_the_rest_was_learnt_again_is_none_to_choose_from
         assert CliRunner().invoke(app, ["context", command, str(path), "--run", again]).exit_code == 0
     with look(path) as conn:
         assert [one.name for one in history.meant(history.find(conn, run=again))] == [again]
+    forget = ["context", "forget", str(path), "--task", "room1"]
+    done = await asyncio.to_thread(CliRunner().invoke, app, forget)
+    assert "forgotten: everything is gone already." in done.output
 
 
 async def test_it_is_forgotten_in_the_middle_of_a_life(tmp_path: Path) -> None:
