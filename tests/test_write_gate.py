@@ -17,7 +17,8 @@ from cod_agent.context import Message
 from cod_agent.environments import FrozenLake
 from cod_agent.errors import RunLeased, UnknownName, UsageError
 from cod_agent.events import ContextHeld
-from cod_agent.memory import lease, runs
+from cod_agent.memory import history, lease, runs
+from cod_agent.memory.readonly import look
 from cod_agent.memory.verify import verify
 from cod_agent.suspicions import Finding, Proposal
 from cod_agent.tasks import Outcome, Task
@@ -97,6 +98,9 @@ async def test_where_feedback_is_late_the_outcome_has_what_stayed_in_force(memor
         ("held", 1, GOOD),
         ("kept", 1, GOOD),
     ]
+    with look(memory.path) as conn:
+        told = history.steps(conn, history.find(conn)[0])
+    assert [(step.update, step.version, step.body) for step in told][::2] == [("written", 1, GOOD), ("kept", 1, GOOD)]
 
 
 async def test_under_review_everything_waits(memory: Memory) -> None:

@@ -73,7 +73,7 @@ class Step:
     reason: str
     """Why an update was refused or held back."""
     version: int
-    """The version it wrote, or else the one it was solved with."""
+    """The version it wrote, or else the one that stayed in force."""
     hash: str
     weights: str
     body: str
@@ -122,19 +122,19 @@ def steps(conn: sqlite3.Connection, run: RunSummary) -> list[Step]:
     """Every task of a run, in order, with the context after it."""
     versions = [version(conn, run, number) for (number,) in _numbers(conn, run)]
     rows = conn.execute(
-        "SELECT t.position, t.name, t.reward, c.version, coalesce(e.state, ''), coalesce(e.reason, '') FROM tasks t "
+        "SELECT t.position, t.name, t.reward, coalesce(u.version, c.version), coalesce(e.state, ''), coalesce(e.reason, '') FROM tasks t "
         "JOIN episodes s ON s.run_id = t.run_id AND s.position = t.position AND s.kind = 'solve' "
         "JOIN contexts c ON c.id = s.context_id "
         "LEFT JOIN episodes e ON e.run_id = t.run_id AND e.position = t.position AND e.kind = 'update' "
-        "WHERE t.run_id = ? ORDER BY t.position",
+        "LEFT JOIN contexts u ON u.id = e.context_id WHERE t.run_id = ? ORDER BY t.position",
         (run.id,),
     ).fetchall()
     numbered = {one.version: one for one in versions}
     written = {one.position: one for one in versions if one.position is not None}
     out = []
-    for position, task, reward, solved_with, update, reason in rows:
+    for position, task, reward, stayed, update, reason in rows:
         wrote = written.get(position)
-        now = wrote or numbered[solved_with]
+        now = wrote or numbered[stayed]
         what = ("held" if wrote.held else "written") if wrote else "kept" if update == "refused" else "none"
         reason = wrote.held if wrote else reason
         weights = wrote.weights if wrote else ""
