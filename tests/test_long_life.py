@@ -18,7 +18,9 @@ TASKS, EVERY = 200, 50
 def test_a_task_costs_the_same_however_many_lie_behind_it(kind: str, tmp_path: Path) -> None:
     path = tmp_path / "life.db"
     _, second, third, last = live(path, kind, TASKS, EVERY, durable=False)
-    assert last["steps"] < 1.02 * second["steps"], "a question reads what lies behind: see `scans`, and tests of its plan"
+    assert last["steps"] < 1.02 * second["steps"], (
+        "a question reads what lies behind: see `scans`, and tests of its plan"
+    )
     assert last["bytes"] < 1.15 * second["bytes"]
     assert last["context"] <= max(second["context"], 2000)
     assert last["wal_mb"] < 6, "the write-ahead log is emptied into the file"
