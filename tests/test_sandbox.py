@@ -102,7 +102,8 @@ def test_the_folder_lasts_and_everything_else_is_gone(tmp_path: Path) -> None:
             "killed: more than 300 MiB of memory",
             {"memory": 300},
         ),
-        ("bomb() { bomb | bomb & }; bomb; sleep 9", "killed: more than 30 processes", {"processes": 30}),
+        # Not one that doubles: where root runs this, no limit of the system holds it, and the machine is shared.
+        ("for i in $(seq 200); do sleep 9 & done; wait", "killed: more than 30 processes", {"processes": 30}),
         ("sleep 9", "killed: it took longer than 0.4 s", {"seconds": 0.4}),
         ("yes", "killed: it printed more than", {}),
         ("head -c 900000000 /dev/zero > /dev/shm/x; stat -c %s /dev/shm/x", "\n314572800\n", {"memory": 300}),
