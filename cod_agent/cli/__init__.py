@@ -28,6 +28,7 @@ from cod_agent.cli.prune import prune as prune_command
 from cod_agent.cli.run import run as run_command
 from cod_agent.cli.verify import anchor as anchor_command
 from cod_agent.cli.verify import verify as verify_command
+from cod_agent.cli.worlds import worlds as worlds_command
 from cod_agent.errors import CodError, MissingExtra
 
 GROUP = "cod.commands"
@@ -98,6 +99,7 @@ app = typer.Typer(
 app.command("demo")(demo_command)
 app.command("run")(run_command)
 app.command("eval")(eval_command)
+app.command("worlds")(worlds_command)
 app.add_typer(context_app, name="context")
 app.command("verify")(verify_command)
 app.command("anchor")(anchor_command)
