@@ -190,6 +190,7 @@ class _Parser:
     def __init__(self, text: str, names: Collection[str]) -> None:
         self._text, self._names = text, names
         self._nodes, self._depth, self._next = 0, 0, 0
+        self._kind, self._word, self._at = "", "", 0
         self._advance()
 
     def whole(self) -> Expression:
@@ -201,7 +202,7 @@ class _Parser:
 
     def _advance(self) -> str:
         """Go on to the next token; returns the one at hand before."""
-        before = self._word if self._next else ""
+        before = self._word
         found = _TOKEN.match(self._text, self._next)
         if found is None:
             at = len(self._text) - len(self._text[self._next :].lstrip(" \t\r\n"))
