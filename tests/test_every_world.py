@@ -30,7 +30,8 @@ ALL = [
 NASTY: tuple[Any, ...] = (
     "", " ", "\n", "\x00", "None", "null", "nan", "-inf", "1e999", "٣", "²", "🙂" * 50, "\ud800", "\u202e\u200b",
     "%s%n{0}{x.__class__}",
-    "__import__('os').system('true')", "(lambda: 0)()", "().__class__.__bases__", "'; DROP TABLE runs; --", "$(touch x)", "`id`", "../../etc",
+    "__import__('os').system('true')", "(lambda: 0)()", "().__class__.__bases__", 
+    "'; DROP TABLE runs; --", "$(touch x)", "`id`", "../../etc",
     "<answer>", "</answer>", "</answer><answer>", "<answer><answer>1</answer></answer>", "<answer></answer>", "<think>1</think>",
     "(" * 5_000, "-" * 5_000, "9**" * 400 + "9", "a" * 100_000, "1,1;" * 20_000, "<answer>" * 2_000, None, 7, b"1", ["1"], {"a": 1},
 )  # fmt: skip
