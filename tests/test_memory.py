@@ -357,8 +357,24 @@ async def test_a_cancelled_writer_leaves_a_whole_commit(memory: Memory) -> None:
     go.set()
     with pytest.raises(asyncio.CancelledError):
         await asked
-    await memory.write(lambda conn: None)  # comes after it: who was cancelled does not wait for the commit
     assert await memory.read(names) == ["a"]
+
+
+async def test_a_cancelled_writer_hears_when_it_is_done_and_why_it_failed(memory: Memory) -> None:
+    def fails(conn: sqlite3.Connection) -> None:
+        raise ValueError("no")
+
+    go = held_up(memory)
+    asked = asyncio.ensure_future(memory.write(fails))
+    await asyncio.sleep(0.05)
+    for _ in range(2):
+        asked.cancel()
+        await asyncio.sleep(0.05)
+        assert not asked.done()
+    go.set()
+    with pytest.raises(asyncio.CancelledError) as cut:
+        await asked
+    assert isinstance(cut.value.__cause__, ValueError)
 
 
 def test_a_full_disk_fails_a_batch_whole_and_loses_nothing(tmp_path: Path) -> None:

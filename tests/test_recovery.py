@@ -384,13 +384,13 @@ async def test_a_full_disk_stops_even_a_solver_that_swallows_errors(
 async def test_a_write_that_fails_when_nobody_waits_for_it_any_more_stops_the_episode_too(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    ran, write, unheard = [], Memory.write, list[Any]()
+    ran, commit, unheard = [], Memory._commit, list[Any]()
 
-    async def full(memory: Memory, job: Any) -> Any:
-        if ran:
-            await asyncio.sleep(0.1)
-            raise StoreFull("the disk is full")
-        return await write(memory, job)
+    def full(memory: Memory, jobs: list[Any]) -> Any:
+        if not ran:
+            return commit(memory, jobs)
+        time.sleep(0.1)
+        return [(None, StoreFull("the disk is full"))] * len(jobs)
 
     async def gives_up(task: Task, context: str, tools: Any) -> str:
         for number in range(3):
@@ -398,7 +398,8 @@ async def test_a_write_that_fails_when_nobody_waits_for_it_any_more_stops_the_ep
                 await asyncio.wait_for(tools[0](number), 0.03)
         return "done"
 
-    monkeypatch.setattr(Memory, "write", full)
+    monkeypatch.setattr(Memory, "_commit", full)
+    monkeypatch.setattr(Memory, "_free", lambda memory: False)  # a worker commits, as where the disk is slow
     asyncio.get_running_loop().set_exception_handler(lambda _, said: unheard.append(said))
     async with agent_on(path, solver=gives_up, tools=[lambda number: ran.append(number)]) as agent:
         with pytest.raises(StoreFull):

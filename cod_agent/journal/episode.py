@@ -267,19 +267,14 @@ class Episode:
 
     async def _write(self, job: Job[T]) -> T:
         """Raises: StoreError; nothing more is done in this episode then, for it could not be recorded."""
-        writing = asyncio.ensure_future(self.memory.write(self.commit(job)))
-        writing.add_done_callback(self._written)
         try:
-            return await asyncio.shield(writing)
-        except asyncio.CancelledError:
-            await asyncio.wait([writing])  # it is under way, and cannot be called back
+            return await self.memory.write(self.commit(job))
+        except (asyncio.CancelledError, *STOPS) as error:
+            # Whoever wrote may have been cancelled meanwhile: that it could not be recorded stops the episode all the same.
+            why = error.__cause__ if isinstance(error, asyncio.CancelledError) else error
+            if isinstance(why, STOPS):
+                self.stopped = why
             raise
-
-    def _written(self, writing: asyncio.Future[Any]) -> None:
-        """Whoever wrote may have been cancelled meanwhile: that it could not be recorded stops the episode all the same."""
-        error = None if writing.cancelled() else writing.exception()
-        if isinstance(error, STOPS):
-            self.stopped = error
 
     async def _stored(self, table: str, key: bytes, occurrence: int) -> None:
         """A program gave up while its result was being stored: if it asks again, there it is."""

@@ -46,8 +46,11 @@ class Tap:
         return [self.value(v) for v in value] if isinstance(value, list | tuple) else value
 
     def ours(self, message: Message) -> Message:
-        """A message of ours with its texts cleaned."""
-        return Message(message.role, tuple(Part(part.origin, self.text(part.text)) for part in message.parts))
+        """A message of ours with its texts cleaned; the very same if there was nothing to clean."""
+        texts = [self.text(part.text) for part in message.parts]
+        if all(text == part.text for text, part in zip(texts, message.parts, strict=True)):
+            return message
+        return Message(message.role, tuple(Part(p.origin, text) for p, text in zip(message.parts, texts, strict=True)))
 
     def message(self, message: Said) -> Said:
         """Any message with its texts cleaned."""

@@ -142,6 +142,9 @@ class Memory:
     async def write(self, job: Job[T]) -> T:
         """Run `job` in a transaction; returns once it is on disk.
 
+        Who is cancelled meanwhile hears of it when the job is done: it is under way, and cannot be called back. If it failed, the
+        `CancelledError` names as its cause why.
+
         Raises:
             StoreBusy, StoreFull: nothing of the job is stored.
         """
@@ -152,7 +155,11 @@ class Memory:
             # Loops come and go (the sync twins bring one each): forget those that are over.
             self._queues = {known: kept for known, kept in self._queues.items() if not known.is_closed()}
             queue = self._queues[loop] = _Queue(self, loop)
-        return await queue.ask(job)
+        asked = queue.ask(job)
+        try:
+            return await asked
+        except asyncio.CancelledError as cut:
+            raise cut from asked.exception()
 
     async def read(self, job: Job[T]) -> T:
         """Run `job` outside of a transaction of its own; it must not write."""
@@ -337,23 +344,30 @@ class Memory:
         return value, None
 
 
+class _Asked(asyncio.Future[T]):
+    """A write that was asked for. Whoever awaits it may be cancelled and is told so when it is done."""
+
+    def cancel(self, msg: Any = None) -> bool:
+        return False
+
+
 class _Queue:
     """The writes one event loop asks for."""
 
     def __init__(self, memory: Memory, loop: asyncio.AbstractEventLoop) -> None:
         self._memory, self._loop = memory, loop
-        self._waiting: list[tuple[Job[Any], asyncio.Future[Any]]] = []
+        self._waiting: list[tuple[Job[Any], _Asked[Any]]] = []
         self._busy = False
         """Whether a flush is scheduled, or under way on the worker."""
         self._worker: ThreadPoolExecutor | None = None
 
-    def ask(self, job: Job[Any]) -> asyncio.Future[Any]:
-        future: asyncio.Future[Any] = self._loop.create_future()
-        self._waiting.append((job, future))
+    def ask(self, job: Job[T]) -> _Asked[T]:
+        asked: _Asked[T] = _Asked(loop=self._loop)
+        self._waiting.append((job, asked))
         if not self._busy:
             self._busy = True
             self._loop.call_soon(self._flush)
-        return future
+        return asked
 
     def _flush(self) -> None:
         batch, self._waiting = self._waiting[:_LARGEST_BATCH], self._waiting[_LARGEST_BATCH:]
@@ -365,14 +379,12 @@ class _Queue:
             working = self._loop.run_in_executor(self._worker, self._memory._commit, jobs)
             working.add_done_callback(lambda done: self._settle(batch, done.result()))
 
-    def _settle(self, batch: list[tuple[Job[Any], asyncio.Future[Any]]], results: list[_Result]) -> None:
+    def _settle(self, batch: list[tuple[Job[Any], _Asked[Any]]], results: list[_Result]) -> None:
         self._busy = bool(self._waiting)
         if self._waiting:
             self._loop.call_soon(self._flush)
-        for (_, future), (value, error) in zip(batch, results, strict=True):
-            if future.done():  # cancelled meanwhile; the commit stands
-                continue
+        for (_, asked), (value, error) in zip(batch, results, strict=True):
             if error is None:
-                future.set_result(value)
+                asked.set_result(value)
             else:
-                future.set_exception(error)
+                asked.set_exception(error)
