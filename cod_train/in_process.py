@@ -46,6 +46,7 @@ class InProcess:
         self.folder = Path(config.trainer.default_local_dir).absolute()
         _one_process_group(config)
         import torch
+        from verl.utils.config import omega_conf_to_dataclass
         from verl.workers.engine_workers import ActorRolloutRefWorker
 
         from cod_train.engines import engine_for
@@ -54,10 +55,15 @@ class InProcess:
 
         options = config.actor_rollout_ref.rollout.engine_kwargs.cod_cpu
         torch.set_num_threads(options.train_threads)
+        self.tokenizer = omega_conf_to_dataclass(config.actor_rollout_ref.model).tokenizer
+        warn_of_template(self.tokenizer, self.settings.template)
+        self.train_packs = Packs("train", self.tokenizer, config.data)
+        self.eval_packs = Packs("eval", self.tokenizer, config.data)
+        # Over so many steps the learning rate falls, where it does. The worker makes its schedule as it starts.
+        config.actor_rollout_ref.actor.optim.total_training_steps = self.last_step
         self.worker = ActorRolloutRefWorker(config=config.actor_rollout_ref, role="actor")
         self.worker.init_model()
         self._actor = cast(Any, self.worker.actor)
-        self.tokenizer = self._actor.model_config.tokenizer
         self._engine = engine_for(
             Path(config.actor_rollout_ref.model.path),
             slots=options.slots,
@@ -65,9 +71,6 @@ class InProcess:
             seed=options.get("seed", 0),
         )
         self._prompts = PromptIds(self.tokenizer)
-        warn_of_template(self.tokenizer, self.settings.template)
-        self.train_packs = Packs("train", self.tokenizer, config.data)
-        self.eval_packs = Packs("eval", self.tokenizer, config.data)
         self.step = self._resumed()
         self._load_engine()
 

@@ -24,13 +24,14 @@ from cod_train.verl_main import alone_in  # noqa: E402
 pytestmark = pytest.mark.slow
 
 TINY = ("--env", "frozen-lake:tiny", "--in-process", *SMALL)
+COSINE = ("--rate", 7e-4, "actor_rollout_ref.actor.optim.lr_scheduler_type=cosine")
 
 
 @pytest.fixture(scope="module")
 def lived(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A training of two steps with an evaluation before and after."""
+    """A training of two steps, its learning rate falling along a cosine, with an evaluation before and after."""
     out = tmp_path_factory.mktemp("lived") / "run"
-    trained(*TINY, "--out", out, "--steps", 2, "--eval-packs", 4)
+    trained(*TINY, *COSINE, "--out", out, "--steps", 2, "--eval-packs", 4)
     return out
 
 
@@ -57,6 +58,11 @@ def test_the_first_update_is_on_policy(lived: Path) -> None:
     metrics = steps(lived)[0].metrics
     assert abs(metrics["actor/rec_ratio"] - 1) < 1e-4 and abs(metrics["actor/rec_kl"]) < 1e-4
     assert metrics["actor/rec_clipped"] == 0
+
+
+def test_the_learning_rate_falls_to_zero_with_the_last_step(lived: Path) -> None:
+    # A schedule that does not know how many steps there are swings between the whole rate and none.
+    assert [step.metrics["actor/lr"] for step in steps(lived)] == pytest.approx([3.5e-4, 0.0])
 
 
 def test_the_trained_weights_play_in_the_runtime(lived: Path) -> None:
@@ -139,7 +145,7 @@ def test_who_ends_the_command_ends_the_training(tmp_path: Path) -> None:
 
 
 def test_a_folder_belongs_to_one_training(lived: Path) -> None:
-    refused = trained(*TINY, "--out", lived, "--steps", 2, "--eval-packs", 4, "--seed", 5, ok=False)
+    refused = trained(*TINY, *COSINE, "--out", lived, "--steps", 2, "--seed", 5, ok=False)
     assert refused.returncode == 1 and "data.seed=5" in refused.stderr and "Choose another --out" in refused.stderr
 
 

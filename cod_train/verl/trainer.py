@@ -63,6 +63,8 @@ class SegmentCreditTrainer(PPOTrainerSync):
         # Records may run out before the steps do: the last step there is saves and validates.
         possible = self.steps_per_epoch * self.config.trainer.total_epochs
         self.total_training_steps = min(self.total_training_steps, possible)
+        # And the learning rate falls over those, where it does.
+        self.config.actor_rollout_ref.actor.optim.total_training_steps = self.total_training_steps
 
     def _load_checkpoint(self) -> None:
         super()._load_checkpoint()
