@@ -27,6 +27,7 @@ WORLDS = {
     "alchemy": ("cod_agent.environments.alchemy", "Alchemy", "small"),
     "frozen-lake": ("cod_agent.environments.frozen_lake", "FrozenLake", "small"),
     "grid-navigation": ("cod_agent.environments.grid_navigation", "GridNavigation", "small"),
+    "learn2ask": ("cod_agent.environments.learn2ask", "Learn2Ask", "small"),
 }
 """World -> (module, class, default preset). A class takes (preset, seed, *, split, form) and has `pack(n, index)`."""
 
