@@ -81,6 +81,10 @@ class Report:
     rollouts: int = 0
     reward: dict[int, float] = field(default_factory=dict)
     """Mean reward by position, over the rollouts that have one there."""
+    by_world: dict[str, dict[int, float]] = field(default_factory=dict)
+    """The same of each world: rewards of different worlds need not be of one scale."""
+    lost: int = 0
+    """Tasks without a reward: lost by a judge or the infrastructure, or not lived."""
     refused_updates: float = 0.0
     """Share of the updates that were refused."""
     dropped: Counter[str] = field(default_factory=Counter)
@@ -114,6 +118,30 @@ def rows_of(rollout: Rollout, *, merge: bool = True, shaping: Shaping = Shaping(
         for made in sequences(segment, merge=merge):
             place = {"kind": segment.kind, "position": segment.position, "tokens": sum(made.mask)}
             yield Row(made, {**about, **place})
+
+
+def gathered(
+    rollouts: Iterable[Rollout],
+    *,
+    merge: bool = True,
+    shaping: Shaping = Shaping(),  # noqa: B008
+) -> tuple[list[Row], Counter[str], Counter[str]]:
+    """The rows of a step's rollouts; the rollouts that have none and the segments of the others that have none, by reason."""
+    rows: list[Row] = []
+    lost: Counter[str] = Counter()
+    refused: Counter[str] = Counter()
+    for rollout in rollouts:
+        if made := list(rows_of(rollout, merge=merge, shaping=shaping)):
+            rows += made
+            refused.update(segment.refused for segment in rollout.segments if segment.refused)
+        else:
+            lost[why_none(rollout)] += 1
+    return rows, lost, refused
+
+
+def why_none(rollout: Rollout) -> str:
+    """Why a rollout has no row."""
+    return "; ".join(sorted({segment.refused for segment in rollout.segments if segment.refused})) or "it has no calls"
 
 
 def advantages(labels: Sequence[Label | None], how: Credit) -> tuple[Floats, Report]:
@@ -202,16 +230,25 @@ def _plain(value: float) -> float | None:
 
 def _reported(lives: Sequence[Label]) -> Report:
     report = Report(rollouts=len(lives))
+    worlds: dict[str, list[Label]] = defaultdict(list)
+    for label in lives:
+        worlds[label["environment"]].append(label)
+    updates = [value for label in lives for value in label["updates"] if value is not None]
+    report.reward = _means(lives)
+    report.by_world = {world: _means(of) for world, of in sorted(worlds.items())}
+    report.lost = sum(label["successes"].count(None) for label in lives)
+    report.refused_updates = float(np.mean([value < 0 for value in updates])) if updates else 0.0
+    return report
+
+
+def _means(lives: Sequence[Label]) -> dict[int, float]:
+    """Mean reward by position."""
     at: dict[int, list[float]] = defaultdict(list)
-    updates: list[float] = []
     for label in lives:
         for position, reward in enumerate(label["successes"]):
             if reward is not None:
                 at[position].append(reward)
-        updates += [value for value in label["updates"] if value is not None]
-    report.reward = {position: float(np.mean(values)) for position, values in sorted(at.items())}
-    report.refused_updates = float(np.mean([value < 0 for value in updates])) if updates else 0.0
-    return report
+    return {position: float(np.mean(values)) for position, values in sorted(at.items())}
 
 
 def _pools(lives: list[Label], how: Credit) -> Iterator[tuple[list[list[Label]], credit.Baseline]]:

@@ -18,7 +18,7 @@ from typing import Any, cast
 
 from cod_agent.errors import UsageError
 from cod_agent.models.base import Sampling
-from cod_train.batch import Row, plan, rows_of
+from cod_train.batch import Row, gathered, plan
 from cod_train.live import Recorder
 from cod_train.model import Drawn, TokenModel
 from cod_train.rollouts import Rollout
@@ -129,12 +129,8 @@ class InProcess:
         first = (self.step - 1) * size
         places = [self.train_packs[at % len(self.train_packs)]["place"] for at in range(first, first + size)]
         rollouts, lost = self._rollouts(places, self.config.actor_rollout_ref.rollout.n, "train")
-        rows = [
-            row
-            for rollout in rollouts
-            for row in rows_of(rollout, merge=self.settings.merge, shaping=self.settings.shaping)
-        ]
-        refused = Counter(part.refused for rollout in rollouts for part in rollout.segments if part.refused)
+        rows, none, refused = gathered(rollouts, merge=self.settings.merge, shaping=self.settings.shaping)
+        lost += none
         for reason, count in lost.items():
             logger.warning("step %s: %s rollouts do not train: %s", self.step, count, reason)
         for reason, count in refused.items():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+from dataclasses import replace
 from itertools import chain
 from typing import Any
 
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 
 pytest.importorskip("numpy")
 from cod_agent.errors import UsageError  # noqa: E402
-from cod_train.batch import Credit, Shaping, advantages, layout, plan, rows_of  # noqa: E402
+from cod_train.batch import Credit, Shaping, advantages, gathered, layout, plan, rows_of  # noqa: E402
 from cod_train.rollouts import Call, Rollout, Segment  # noqa: E402
 
 
@@ -124,6 +125,49 @@ def test_lost_rewards_leave_and_are_counted() -> None:
     values, report = advantages(rows, Credit())
     assert values.tolist() == [0.0, 0.5, -0.5]
     assert report.dropped == {"no finite reward in its return": 1} and report.reward == {0: 0.5}
+
+
+@pytest.mark.parametrize("lost", [0, 1, 2])
+@pytest.mark.parametrize("baseline", ["group", "leave-one-out", "position"])
+def test_a_lost_reward_leaves_what_comes_after_it_as_it_was(baseline: Any, lost: int) -> None:
+    known = {"a": [1.0, 0.0, 1.0], "b": [0.0, 0.0, 1.0], "c": [0.0, 1.0, 0.0]}
+    whole, part = (
+        worth(
+            labelled(*[rollout(name, rewards, [0.0, 0.0]) for name, rewards in of.items()]), Credit(baseline=baseline)
+        )
+        for of in (known, {**known, "a": [*known["a"][:lost], math.nan, *known["a"][lost + 1 :]]})
+    )
+    assert all(map(math.isfinite, part.values()))
+    for (name, kind, position), value in part.items():
+        if position > lost or (position == lost and kind == "update"):
+            assert value == whole[name, kind, position]
+
+
+def test_a_group_whose_rewards_are_all_lost_is_left_out_and_the_others_train() -> None:
+    gone = [rollout(name, [math.nan, math.nan], [0.0], "p") for name in "ab"]
+    there = [rollout("c", [1.0, 1.0], [0.0], "q"), rollout("d", [0.0, 0.0], [0.0], "q")]
+    values = worth(labelled(*gone, *there), Credit(reweight="exact"))
+    assert {name for (name, kind, _), value in values.items() if kind == "solve" and value} == {"c", "d"}
+    _, report = advantages(labelled(*gone, *there), Credit())
+    assert report.lost == 4 and report.reward == {0: 0.5, 1: 0.5}
+    assert report.dropped["no finite reward in its return"] == 4
+
+
+def test_rewards_of_each_world_are_reported_beside_those_of_all() -> None:
+    rows = labelled(rollout("a", [4.0, 0.0], [0.0], world="ask"), rollout("b", [-0.1, 1.0], [0.0], world="steer"))
+    _, report = advantages(rows, Credit())
+    assert report.by_world == {"ask": {0: 4.0, 1: 0.0}, "steer": {0: -0.1, 1: 1.0}}
+
+
+def test_a_rollout_without_a_row_is_lost_with_its_reasons() -> None:
+    segments = tuple(Segment("solve", at, "done", (), "no reward is known") for at in range(2))
+    none = Rollout("a", "pack", "lake", (math.nan, math.nan), (math.nan,), (2, 2), segments, frozenset())
+    some = rollout("b", [1.0, math.nan], [0.0])
+    some = replace(some, segments=(*some.segments[:1], *segments[1:]))
+    rows, lost, refused = gathered([none, some])
+    assert [row.label["rollout"] for row in rows] == ["b"]
+    assert lost == {"no reward is known": 1} and refused == {"no reward is known": 1}
+    assert gathered([none, none])[0] == [] and gathered([none, none])[1] == {"no reward is known": 2}
 
 
 def test_reweighting_makes_a_negative_token_mean_zero() -> None:

@@ -255,6 +255,28 @@ def test_a_lost_reward_hands_nothing_on(tmp_path: Path) -> None:
     assert [(s.kind, s.position) for s in rollout.segments if s.refused] == [("solve", 1)]
 
 
+@pytest.mark.parametrize(
+    ("rewards", "trained"),
+    [
+        (("nan", 1, 0), ["solve 1", "update 1", "solve 2"]),
+        ((1, "nan", 0), ["solve 0", "update 0", "solve 2"]),
+        ((1, 0, "nan"), ["solve 0", "update 0", "solve 1"]),
+        (("nan", "nan", 1), ["solve 2"]),
+    ],
+)
+def test_an_answer_whose_judge_failed_does_not_train_wherever_it_is(
+    tmp_path: Path, rewards: tuple[float | str, ...], trained: list[str]
+) -> None:
+    # So what makes a judge fail is never better than a 0: it earns nothing.
+    rollout = only(lived(tmp_path / "a.db", pack(*rewards)))
+    assert [f"{s.kind} {s.position}" for s in rollout.segments if not s.refused] == trained
+
+
+def test_a_run_whose_rewards_are_all_lost_is_refused_with_the_reason(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="2 cannot: no reward is known"):
+        read_rollouts([lived(tmp_path / "a.db", pack("nan", "nan"))])
+
+
 def test_without_updates_nothing_is_handed_on(tmp_path: Path) -> None:
     rollout = only(lived(tmp_path / "a.db", pack(1, 0), updates=False))
     assert rollout.heirs == (2, 2) and same(rollout.update_rewards, [NAN])

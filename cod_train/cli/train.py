@@ -233,10 +233,10 @@ def _started(command: list[str], log: IO[bytes], environment: dict[str, str]) ->
 def _say_steps(done: list[Any], said: int, total: int | None, quiet: bool) -> int:
     for step in done[said:]:
         by_position = " ".join(f"{reward:.2f}" for reward in step.rewards)
-        lost = step.metrics.get("cod/rollouts_lost", 0)
+        lost = {what: step.metrics.get(f"cod/{what}_lost", 0) for what in ("rollouts", "rewards")}
         say(
             f"step {step.number:4d} of {total}  reward {step.reward:.3f}  by position {by_position}  {step.seconds:.1f} s"
-            + (f"  {lost:.0f} rollouts lost" if lost else ""),
+            + "".join(f"  {count:.0f} {what} lost" for what, count in lost.items() if count),
             err=quiet,
         )
         for warning in _warnings(step.metrics):

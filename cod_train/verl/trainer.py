@@ -131,6 +131,16 @@ class SegmentCreditTrainer(PPOTrainerSync):
         metrics |= credit_metrics(planned.report)
         return batch
 
+    # ---- validation ----
+
+    def _val_metrics_update(
+        self, data_sources: Any, sample_uids: Any, reward_extra_infos_dict: Any, sample_turns: Any, *_: Any, **__: Any
+    ) -> dict[str, float]:
+        """What was lost leaves the means; verl would count it as 0. So would its own `reward`, of rows that have none."""
+        ours = {name: values for name, values in reward_extra_infos_dict.items() if name != "reward"}
+        out: dict[str, float] = super()._val_metrics_update(data_sources, sample_uids, ours, sample_turns)
+        return out
+
     # ---- the update ----
 
     def _update_actor(self, batch: KVBatchMeta, metrics: dict[str, Any]) -> KVBatchMeta:
@@ -199,6 +209,7 @@ def credit_metrics(report: Report) -> dict[str, float]:
     out = {
         "cod/rollouts": float(report.rollouts),
         "cod/refused_updates": report.refused_updates,
+        "cod/rewards_lost": float(report.lost),
         "cod/dropped_rows": float(sum(report.dropped.values())),
         "cod/zero_advantage_rows": float(report.zero),
         "cod/red_temperature": report.temperature,
@@ -206,6 +217,9 @@ def credit_metrics(report: Report) -> dict[str, float]:
         "cod/advantage_abs": report.advantage_abs,
     }
     out |= {f"cod/reward_pos{position}": reward for position, reward in report.reward.items()}
+    if len(report.by_world) > 1:
+        for world, rewards in report.by_world.items():
+            out |= {f"cod/{world}/reward_pos{position}": reward for position, reward in rewards.items()}
     if report.reward:
         out["cod/reward"] = sum(report.reward.values()) / len(report.reward)
     return out

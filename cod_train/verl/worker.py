@@ -21,7 +21,7 @@ from verl.trainer.ppo.v1.agent_loop_tq import AgentLoopManagerTQ
 from verl.utils.tensordict_utils import list_of_dict_to_tensordict
 
 from cod_agent.models.base import Sampling
-from cod_train.batch import rows_of
+from cod_train.batch import rows_of, why_none
 from cod_train.live import Recorder, made_solver
 from cod_train.model import Drawn, TokenModel
 from cod_train.prompts import PromptIds
@@ -82,8 +82,7 @@ class PackWorker(compat.worker_class()):  # type: ignore[misc]
             made[0][2]["refused"] = [segment.refused for segment in rollout.segments if segment.refused]
             await self._put(made)
         else:
-            reasons = {segment.refused for segment in rollout.segments if segment.refused} or {"it has no calls"}
-            await self._put([self._lost(key, step, "; ".join(sorted(reasons)))])
+            await self._put([self._lost(key, step, why_none(rollout))])
 
     # ---- living ----
 
@@ -174,9 +173,10 @@ class PackWorker(compat.worker_class()):  # type: ignore[misc]
         """The last row, with the reward of every position: what verl's validation averages and logs."""
         # The tokens of the row are of no account.
         key, fields, tags = padding(f"{key}_0", int(self.tokenizer.eos_token_id or 0), kw["global_steps"])
-        rewards = [0.0 if reward != reward else reward for reward in rollout.rewards]
-        info = {f"reward_pos{position}": reward for position, reward in enumerate(rewards)}
-        info["acc"] = sum(rewards) / len(rewards)
+        known = {position: reward for position, reward in enumerate(rollout.rewards) if not math.isnan(reward)}
+        info = {f"reward_pos{position}": reward for position, reward in known.items()}
+        if known:
+            info["acc"] = sum(known.values()) / len(known)
         info["bad_updates"] = float(sum(value < 0 for value in rollout.update_rewards))
         fields |= {"extra_fields": {"reward_extra_info": info}}
         fields |= {name: kw[name] for name in ("uid", "reward_model", "data_source")}
