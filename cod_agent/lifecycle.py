@@ -238,13 +238,13 @@ class Lifecycle:
             await self._keep(known, due, str(refused))
             return
         proposal = self._proposal(known, due, messages, body)
+        tap = Tap(ways.redact)  # a judge may have words of its own
         verdict = await ways.gate.decide(proposal)
         if verdict.outcome == "refused":
-            await self._keep(known, due, Tap(ways.redact).text(verdict.reason))
+            await self._keep(known, due, tap.text(verdict.reason))
             return
         origins = sorted({part.origin for said in messages for part in said.parts} - {"framework"})
         source = {"position": position, "version": due.before.version, "origins": origins}
-        tap = Tap(ways.redact)  # a judge may have words of its own
         source |= {"lines": encode(proposal.lines)}
         source |= {"findings": tap.value(verdict.json())} if verdict.findings else {}
         reason = tap.text(verdict.reason)

@@ -70,7 +70,7 @@ def held(conn: sqlite3.Connection, run: runs.Run) -> list[Held]:
     found = []
     for row_id, version, position, reason, sources, body, parent in rows:
         findings = tuple(Finding(*one) for one in json.loads(sources)[0].get("findings", ()))
-        diff = unified((head.version, head.body or ""), (version, body))  # a text that was pruned is None
+        diff = unified((head.version, head.body), (version, body))  # a text that was pruned is None
         moved_on = parent != head.hash
         lines = blame(conn, row_id)
         found.append(Held(row_id, version, position, reason, findings, body, lines, head.version, diff, moved_on))

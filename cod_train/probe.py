@@ -280,13 +280,13 @@ async def compare_served(
         A server that cannot be reached or says no is trouble, too, not an exception.
     """
     from cod_agent.journal.http import http_module
+    from cod_train.serving.server import bearer
 
     http = http_module()
     answers: list[Answered] = []
-    shown = {"authorization": f"Bearer {key}"} if key else {}
     # Straight there, whatever proxy the environment names: what is compared stands on this machine.
     transport = http.AsyncHTTPTransport(verify=False)
-    async with http.AsyncClient(transport=transport, timeout=120, headers=shown) as client:
+    async with http.AsyncClient(transport=transport, timeout=120, headers=bearer(key)) as client:
         for item in probe.items:
             body = {"model": model, "messages": item.messages, "temperature": 0.0, "max_tokens": ANSWER_TOKENS, **EXACT}
             try:

@@ -3,44 +3,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from writers import Writer
 
 from cod_agent import CoDAgent, Memory
 from cod_agent.blame import Line, blame, encode, follow, quoted
-from cod_agent.completions import Completion
-from cod_agent.context import Message
 from cod_agent.memory import read, runs
 from cod_agent.memory.verify import verify
 from cod_agent.tasks import Feedback, Observation, Task
 
 SIGN = "The sign says: the harbour gate opens only at high tide."
-
-
-@pytest.fixture
-def memory(tmp_path: Path) -> Iterator[Memory]:
-    opened = Memory.open(tmp_path / "runs.db", durable=False)
-    yield opened
-    opened.close()
-
-
-class Writer:
-    """Answers "fine", and writes the notes it was given, one after the other."""
-
-    name, form = "writer", "natural"
-
-    def __init__(self, *notes: str) -> None:
-        self.notes = list(notes)
-
-    async def complete(self, messages: Sequence[Message], *, on_delta: Any = None) -> Completion:
-        if "You learn across tasks" in messages[0].content:
-            return Completion(f"<context>\n{self.notes.pop(0)}\n</context>")
-        return Completion("fine")
 
 
 class Harbour:

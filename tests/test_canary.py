@@ -6,7 +6,7 @@ import json
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -63,13 +63,6 @@ class Player:
 
 
 CANARIES = Pack("canaries", tuple(Task(id=f"c{at}", prompt="Try.") for at in range(2)), Doors())
-
-
-@pytest.fixture
-def memory(tmp_path: Path) -> Iterator[Memory]:
-    opened = Memory.open(tmp_path / "runs.db", durable=False)
-    yield opened
-    opened.close()
 
 
 async def live(memory: Memory, model: Player, heard: list[Any] | None = None, **more: Any) -> list[Outcome]:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,13 +24,6 @@ from cod_agent.memory.verify import verify
 PLAN = Plan("frozen-lake:small", "scripted:perfect", packs=4, pack_size=3)
 OWN = ("no-context", "frozen", "foreign", "blank", "shuffled", "history", "attempts", "ralph-sample", "ralph-full")
 Shown = dict[tuple[str, str], list[str]]
-
-
-@pytest.fixture
-def memory(tmp_path: Path) -> Iterator[Memory]:
-    opened = Memory.open(tmp_path / "runs.db", durable=False)
-    yield opened
-    opened.close()
 
 
 def shown(memory: Memory) -> Shown:

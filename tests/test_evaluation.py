@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import math
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,13 +19,6 @@ from cod_agent.events import ContextWritten, Observed
 from cod_agent.memory.verify import verify
 
 PLAN = Plan("frozen-lake:small", "scripted:perfect", packs=24, controls=(NO_CONTEXT,))
-
-
-@pytest.fixture
-def memory(tmp_path: Path) -> Iterator[Memory]:
-    opened = Memory.open(tmp_path / "runs.db", durable=False)
-    yield opened
-    opened.close()
 
 
 # ---- figures ----

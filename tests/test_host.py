@@ -181,6 +181,7 @@ async def test_a_task_is_solved_judged_and_remembered(tmp_path: Path, server: Sc
         assert other.status_code == 409 and other.json()["error"]["type"] == "UsageError"
         assert (await host.http.get("/v1/agents/a/context")).json()["context"] == "a note"
         assert (await host.http.get("/v1/agents/a/context?version=0")).json()["context"] == ""
+        assert "no context version 9: it has 0 to " in (await host.http.get("/v1/agents/a/context?version=9")).text
         versions = (await host.http.get("/v1/agents/a/contexts")).json()["versions"]
         assert [(one["version"], one["weights"]) for one in versions] == [(0, ""), (1, "m/w-1")]
         assert (await host.http.get("/v1/agents")).json()["agents"] == [{"agent": "a", "runs": 1, "tasks": 1}]

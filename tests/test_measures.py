@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
-
-import pytest
 
 from cod_agent import CoDAgent, Feedback, Memory, Observation, Pack, Task
 from cod_agent.context import CLOSE, OPEN, Message
@@ -55,13 +52,6 @@ class Says:
             return Completion(said, inexact="not a language model", weights=self.name, usage=usage)
 
         return await record_completion(self.name, messages, {}, answer)
-
-
-@pytest.fixture
-def memory(tmp_path: Path) -> Iterator[Memory]:
-    opened = Memory.open(tmp_path / "runs.db", durable=False)
-    yield opened
-    opened.close()
 
 
 async def live(memory: Memory, model: Says, pack: int, agent: str = "agent", tasks: int = 3) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterator
 from pathlib import Path
 from random import Random
 
@@ -50,13 +49,6 @@ def live(path: Path, packs: range, *, tasks: int = 3, dice: int = 0, agent: str 
                 pass
             life.close()
     return path
-
-
-@pytest.fixture
-def memory(tmp_path: Path) -> Iterator[Memory]:
-    opened = Memory.open(tmp_path / "runs.db", durable=False)
-    yield opened
-    opened.close()
 
 
 def test_lives_lived_apart_are_the_record_of_one(memory: Memory, tmp_path: Path) -> None:

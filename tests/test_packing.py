@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,13 +16,6 @@ from cod_agent.evaluation import NO_CONTEXT, Plan, Watch, draw, evaluate, kept_p
 from cod_agent.memory.verify import verify
 
 PLAN = Plan("frozen-lake:small", "scripted:perfect", packs=12, controls=(NO_CONTEXT,), packing="ralph-sample")
-
-
-@pytest.fixture
-def memory(tmp_path: Path) -> Iterator[Memory]:
-    opened = Memory.open(tmp_path / "runs.db", durable=False)
-    yield opened
-    opened.close()
 
 
 def test_a_pack_is_its_first_task_again_and_again() -> None:

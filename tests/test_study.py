@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -39,13 +38,6 @@ from cod_agent.evaluation.words import doubts
 from cod_agent.memory.verify import verify
 
 PLAN = Plan("frozen-lake:small", "scripted:perfect", packs=4, pack_size=2, controls=(NO_CONTEXT,))
-
-
-@pytest.fixture
-def memory(tmp_path: Path) -> Iterator[Memory]:
-    opened = Memory.open(tmp_path / "runs.db", durable=False)
-    yield opened
-    opened.close()
 
 
 def count(memory: Memory, table: str = "calls") -> int:

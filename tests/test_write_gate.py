@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 from typer.testing import CliRunner
+from writers import Writer
 
 from cod_agent import CoDAgent, Memory
 from cod_agent.cli import app
-from cod_agent.completions import Completion
-from cod_agent.context import Message
 from cod_agent.environments import FrozenLake
 from cod_agent.errors import RunLeased, UnknownName, UsageError
 from cod_agent.events import ContextHeld
@@ -26,29 +25,6 @@ from cod_agent.write_gate import WriteGate
 
 LAKE = FrozenLake("tiny", seed=3, form="compact")
 TASKS = [Task(id=f"t{number}", prompt=f"Question {number}?") for number in range(8)]
-
-
-@pytest.fixture
-def memory(tmp_path: Path) -> Iterator[Memory]:
-    opened = Memory.open(tmp_path / "runs.db", durable=False)
-    yield opened
-    opened.close()
-
-
-class Writer:
-    """Answers "fine", and writes the notes it was given, one after the other."""
-
-    name, form = "writer", "natural"
-
-    def __init__(self, *notes: str) -> None:
-        self.notes, self.shown = list(notes), list[str]()
-
-    async def complete(self, messages: Sequence[Message], *, on_delta: Any = None) -> Completion:
-        said = messages[0].content
-        if "You learn across tasks" in said:
-            return Completion(f"<context>\n{self.notes.pop(0)}\n</context>")
-        self.shown.append(said.partition("<context>\n")[2].partition("\n</context>")[0])
-        return Completion("fine")
 
 
 async def live(memory: Memory, notes: Sequence[str], gate: Any, count: int | None = None, **more: Any) -> list[Outcome]:

@@ -11,7 +11,7 @@ import typer
 
 from cod_agent.cli import options
 from cod_agent.cli.forget import forget
-from cod_agent.cli.output import command_line, console, print_json, say
+from cod_agent.cli.output import command_line, console, counted, print_json, say
 from cod_agent.cli.review import blame, canary, fork, review, rollback
 from cod_agent.errors import UnknownName, UsageError
 from cod_agent.plain import visible
@@ -170,7 +170,7 @@ def _runs(found: list[Any], db: Path, as_json: bool) -> None:
         table.add_row(one.agent, Text(one.name), str(one.tasks), mean, str(one.versions), Text(newest))
     console().print(table)
     more = command_line("cod", "context", "log", db, "--agent", found[0].agent, "--run", found[0].name)
-    return say(f"{len(found)} runs. One of them in full: {more}")
+    return say(f"{counted(len(found), 'run')}. One of them in full: {more}")
 
 
 __all__ = ["app"]

@@ -33,12 +33,12 @@ def verify(
             raise typer.Exit(1)
         return
     report.require()
-    counts = ", ".join(f"{count} {what}" for what, count in report.counts.items())
-    say(f"{db} agrees with itself: {counts}; {report.requests} requests rebuilt.")
+    counts = ", ".join(counted(count, table.removesuffix("s")) for table, count in report.counts.items())
+    say(f"{db} agrees with itself: {counts}; {counted(report.requests, 'request')} rebuilt.")
     if report.pruned:
-        say(f"{report.pruned} parts were pruned or forgotten: their hashes stand for them.")
+        say(f"{counted(report.pruned, 'part')} pruned or forgotten: hashes stand for what is gone.")
     if anchor is not None:
-        say(f"It holds all that {anchor} knows: {report.anchored} links.")
+        say(f"It holds all that {anchor} knows: {counted(report.anchored, 'link')}.")
 
 
 def anchor(

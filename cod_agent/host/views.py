@@ -69,7 +69,7 @@ def context(conn: sqlite3.Connection, agent: str, run: str, version: int | None)
         (version, version),
     )
     if not rows:
-        raise UnknownName(f"run {run!r} of agent {agent!r} has no context version {version}")
+        raise read.unknown_version(conn, runs.find_run(conn, agent, run).id, version)
     return schema.Context(agent=agent, run=run, context=rows[0][1], **rows[0][0])
 
 

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from cod_agent.errors import UnknownName
-from cod_agent.memory import gone
+from cod_agent.memory import gone, read
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +120,8 @@ def meant(found: list[RunSummary]) -> list[RunSummary]:
 
 def steps(conn: sqlite3.Connection, run: RunSummary) -> list[Step]:
     """Every task of a run, in order, with the context after it."""
-    versions = [version(conn, run, number) for (number,) in _numbers(conn, run)]
+    numbers = "SELECT version FROM contexts WHERE run_id = ? ORDER BY version"
+    versions = [version(conn, run, number) for (number,) in conn.execute(numbers, (run.id,)).fetchall()]
     rows = conn.execute(
         "SELECT t.position, t.name, t.reward, coalesce(u.version, c.version), coalesce(e.state, ''), coalesce(e.reason, '') FROM tasks t "
         "JOIN episodes s ON s.run_id = t.run_id AND s.position = t.position AND s.kind = 'solve' "
@@ -156,12 +157,7 @@ def version(conn: sqlite3.Connection, run: RunSummary, number: int | None = None
         (run.id,) if number is None else (run.id, number),
     ).fetchone()
     if row is None:
-        known = [found for (found,) in _numbers(conn, run)]
-        raise UnknownName(f"run {run.name!r} has no context version {number}: it has {known[0]} to {known[-1]}")
+        raise read.unknown_version(conn, run.id, number)
     row_id, number, body, hashed, weights, position, parent, sources, held, decided = row
     lost = gone.word(conn, row_id, "context") if body is None else ""
     return Version(number, body or "", hashed, weights, position, parent, json.loads(sources), held, decided, lost)
-
-
-def _numbers(conn: sqlite3.Connection, run: RunSummary) -> list[tuple[int]]:
-    return conn.execute("SELECT version FROM contexts WHERE run_id = ? ORDER BY version", (run.id,)).fetchall()

@@ -57,9 +57,17 @@ def version_id(conn: sqlite3.Connection, agent: str, run: str, version: int) -> 
     found = runs.find_run(conn, agent, run)
     row = conn.execute("SELECT id FROM contexts WHERE run_id = ? AND version = ?", (found.id, version)).fetchone()
     if row is None:
-        newest = conn.execute("SELECT max(version) FROM contexts WHERE run_id = ?", (found.id,)).fetchone()[0]
-        raise UnknownName(f"run {run!r} of agent {agent!r} has no context version {version}: it has 0 to {newest}")
+        raise unknown_version(conn, found.id, version)
     return int(row[0])
+
+
+def unknown_version(conn: sqlite3.Connection, run_id: int, version: int | None) -> UnknownName:
+    """The error that a run has no such version, which says what it has."""
+    agent, run, newest = conn.execute(
+        "SELECT r.agent, r.name, max(c.version) FROM runs r JOIN contexts c ON c.run_id = r.id WHERE r.id = ?",
+        (run_id,),
+    ).fetchone()
+    return UnknownName(f"run {run!r} of agent {agent!r} has no context version {version}: it has 0 to {newest}")
 
 
 def started_from(conn: sqlite3.Connection, episode_id: int) -> Context:

@@ -40,6 +40,8 @@ class Context:
     version: int
     body: str
     hash: str
+    gone: bool = False
+    """Whether its text was forgotten or pruned; the body is "" then."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,11 +160,7 @@ def commit(
 
 def latest_context(conn: sqlite3.Connection, run_id: int) -> Context:
     """The newest version that is not held back; version 0 is the empty one, or the one a fork began with."""
-    row = conn.execute(
-        "SELECT id, run_id, version, body, hash FROM contexts WHERE run_id = ? AND held = '' ORDER BY version DESC LIMIT 1",
-        (run_id,),
-    ).fetchone()
-    return Context(*row)
+    return _version(conn, "run_id = ? AND held = '' ORDER BY version DESC LIMIT 1", run_id)
 
 
 def _next_version(conn: sqlite3.Connection, run_id: int) -> int:
@@ -170,9 +168,14 @@ def _next_version(conn: sqlite3.Connection, run_id: int) -> int:
 
 
 def context(conn: sqlite3.Connection, context_id: int) -> Context:
-    """A version; its text is "" where that was forgotten or pruned."""
-    query = "SELECT id, run_id, version, coalesce(body, ''), hash FROM contexts WHERE id = ?"
-    return Context(*conn.execute(query, (context_id,)).fetchone())
+    """A version."""
+    return _version(conn, "id = ?", context_id)
+
+
+def _version(conn: sqlite3.Connection, which: str, value: int) -> Context:
+    query = f"SELECT id, run_id, version, coalesce(body, ''), hash, body IS NULL FROM contexts WHERE {which}"
+    row_id, run_id, version, body, hashed, lost = conn.execute(query, (value,)).fetchone()
+    return Context(row_id, run_id, version, body, hashed, bool(lost))
 
 
 def lived(conn: sqlite3.Connection, run_id: int, position: int) -> Lived | None:
@@ -222,9 +225,9 @@ def begin_task(
                 "the tasks in the order they had, start another run, or give up a task that stands unfinished with agent.abandon()"
             )
         if known.context_id is not None:
-            return known, _as_written(conn, run, context(conn, known.context_id))
+            return known, _as_written(run, context(conn, known.context_id))
     lease.hold(conn, run.id)
-    before = _as_written(conn, run, latest_context(conn, run.id))
+    before = _as_written(run, latest_context(conn, run.id))
     if given is not None and given.body != before.body:
         before = _give(conn, before, given)
     body = task.model_dump_json()
@@ -235,14 +238,13 @@ def begin_task(
     return begun, before
 
 
-def _as_written(conn: sqlite3.Connection, run: Run, found: Context) -> Context:
+def _as_written(run: Run, found: Context) -> Context:
     """A version, if its text is the one that was written: nobody is to act on a note that somebody changed in the file.
 
     Raises:
         VerificationFailed: it is not.
     """
-    there = "SELECT body IS NOT NULL FROM contexts WHERE id = ?"  # not forgotten
-    if text_hash(found.body or "") != found.hash and conn.execute(there, (found.id,)).fetchone()[0]:
+    if not found.gone and text_hash(found.body) != found.hash:
         raise VerificationFailed(
             f"context version {found.version} of run {run.name!r} of agent {run.agent!r} is not the text that was written: somebody "
             "changed it in the file; `cod verify` says what else, restore a backup"
