@@ -66,7 +66,7 @@ def python(text: str) -> object:
         return error
 
 
-@settings(max_examples=600, deadline=None)
+@settings(max_examples=300, deadline=None)
 @given(st.recursive(LEAVES, _grown, max_leaves=14))
 @example("-x ** -t ** 2.0 / v")
 @example("1.0 < t > 2.0 == t")
@@ -212,11 +212,11 @@ def test_what_is_no_expression_is_refused_with_the_place_and_what_was_expected(t
 def test_size_and_nesting_are_bounded():
     assert value("(" * DEPTH + "x" + ")" * DEPTH) == 1.5
     assert value("-" * DEPTH + "x") == 1.5
-    assert value(" + ".join(["1"] * 150)) == 150
+    assert value(" + ".join(["1"] * (NODES // 2))) == NODES // 2
     assert value(" if zero else ".join(["x"] * 70)) == 1.5
     for nested in ("(", "-", "not ", "2**", "abs(", "min(1,", "1 if (", "-("):
         assert f"nested more than {DEPTH} deep" in refused(nested * (LENGTH // len(nested)))
-    assert f"more than {NODES}" in refused("+".join(["1"] * 151))
+    assert f"more than {NODES}" in refused("+".join(["1"] * (NODES // 2 + 1)))
     assert f"at most {LENGTH}" in refused("1" * (LENGTH + 1))
 
 

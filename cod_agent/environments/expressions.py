@@ -34,7 +34,7 @@ Values = Mapping[str, float]
 Expression = Callable[[Values], float]
 """Gives a finite value. Raises: ExpressionError."""
 
-LENGTH, NODES, DEPTH = 2000, 300, 24
+LENGTH, NODES, DEPTH = 2000, 800, 24
 """The most characters; numbers, names, operators and calls; and parentheses, signs, `not` and exponents inside of each other."""
 
 

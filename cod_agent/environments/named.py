@@ -28,6 +28,8 @@ WORLDS = {
     "frozen-lake": ("cod_agent.environments.frozen_lake", "FrozenLake", "small"),
     "grid-navigation": ("cod_agent.environments.grid_navigation", "GridNavigation", "small"),
     "learn2ask": ("cod_agent.environments.learn2ask", "Learn2Ask", "small"),
+    "optimal-control": ("cod_agent.environments.optimal_control", "OptimalControl", "small"),
+    "terminal": ("cod_agent.environments.terminal", "Terminal", "small"),
 }
 """World -> (module, class, default preset). A class takes (preset, seed, *, split, form) and has `pack(n, index)`."""
 
