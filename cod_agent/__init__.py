@@ -23,7 +23,7 @@ from cod_agent.models.base import Model, Sampling
 from cod_agent.secrets import Secrets
 from cod_agent.solvers.base import Solver
 from cod_agent.tasks import Feedback, Observation, Outcome, Pack, Task
-from cod_agent.write_gate import WriteGate
+from cod_agent.trust.write_gate import WriteGate
 
 __version__ = "0.1.0"
 

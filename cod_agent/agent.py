@@ -30,13 +30,13 @@ from cod_agent.lifecycle import Emit, Give, Lifecycle, Ways
 from cod_agent.memory import read, runs
 from cod_agent.memory.database import Memory
 from cod_agent.models.base import Model
-from cod_agent.review import Review
 from cod_agent.secrets import Secrets
 from cod_agent.solvers.base import Solver
 from cod_agent.tasks import Feedback, Outcome, Pack, Task
 from cod_agent.tenancy import Tenancy
+from cod_agent.trust.review import Review
+from cod_agent.trust.write_gate import OPEN_GATE, WriteGate, gate_of
 from cod_agent.twins import SyncTwins
-from cod_agent.write_gate import OPEN_GATE, WriteGate, gate_of
 
 if TYPE_CHECKING:
     from cod_agent.forgetting import Forgotten
@@ -66,7 +66,7 @@ class CoDAgent(SyncTwins):
         redact: applied to every text before it is sent or stored: by default `Secrets` with the keys of the model and the solver and
             the names that tools declare; None changes nothing.
         gate: what an update has to pass before a task is solved with it: open (the default), quarantine, review, or a `WriteGate`
-            (see `cod_agent.write_gate`).
+            (see `cod_agent.trust.write_gate`).
         settings: anything else to keep with its runs (JSON), such as the arguments of the program that lives them.
         budget: what each episode may spend. One that spent it has ended: a solve fails, an update is refused (docs/budgets.md).
         run_budget: what each run may spend in all. One that spent it raises `BudgetSpent`, and goes on when it may spend more.
@@ -270,7 +270,7 @@ class CoDAgent(SyncTwins):
     async def _try_held(self, opened: runs.Run, emit: Emit | None = None) -> None:
         """What the gate holds back is tried before the next task, where there is something to try it on."""
         if self._ways.gate.canaries:
-            from cod_agent.canary import try_held
+            from cod_agent.trust.canary import try_held
 
             await try_held(self, opened, emit or self.watch)
 

@@ -22,8 +22,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
-from cod_agent.plain import plain
 from cod_agent.tasks import Feedback, Observation, Task
+from cod_agent.trust.plain import plain
 
 OPEN, CLOSE = "<context>", "</context>"
 

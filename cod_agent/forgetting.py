@@ -32,8 +32,8 @@ from cod_agent.memory import derivation, read, runs
 from cod_agent.memory.descent import Place, places_of
 from cod_agent.memory.observations import unpack_observation
 from cod_agent.memory.removal import REASON, Removal, Removed
-from cod_agent.review import held
 from cod_agent.tasks import Observation, Task
+from cod_agent.trust.review import held
 
 if TYPE_CHECKING:
     from cod_agent.agent import CoDAgent

@@ -12,7 +12,6 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from cod_agent.blame import Line, blame, encode, follow, read_by
 from cod_agent.budget import Limits
 from cod_agent.completions import Completion
 from cod_agent.context import Message, Prompts, Trajectory, UpdateRefused, parse_update, prompts_for
@@ -42,7 +41,8 @@ from cod_agent.solvers.base import Solver
 from cod_agent.solvers.text import TextSolver
 from cod_agent.solvers.tools import ToolSolver
 from cod_agent.tasks import Feedback, Outcome, Task
-from cod_agent.write_gate import OPEN_GATE, Proposal, WriteGate
+from cod_agent.trust.blame import Line, blame, encode, follow, read_by
+from cod_agent.trust.write_gate import OPEN_GATE, Proposal, WriteGate
 
 Emit = Callable[[Event], None]
 Give = Callable[[str, int], str | Awaitable[str]]

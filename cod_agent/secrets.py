@@ -29,7 +29,7 @@ from unicodedata import normalize
 from urllib.parse import quote, quote_plus, unquote
 
 from cod_agent.errors import UsageError
-from cod_agent.plain import visible
+from cod_agent.trust.plain import visible
 
 SHORTEST = 8
 """Characters of a value; what is shorter would be found everywhere."""

@@ -25,9 +25,9 @@ import planted_lie
 import planted_note
 import typer
 
-from cod_agent.blame import follow
-from cod_agent.suspicions import CHECKS, Proposal
-from cod_agent.write_gate import WriteGate
+from cod_agent.trust.blame import follow
+from cod_agent.trust.suspicions import CHECKS, Proposal
+from cod_agent.trust.write_gate import WriteGate
 
 sys.path.insert(0, str(lab.HOME / "tests"))
 from planted import trial

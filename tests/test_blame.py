@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 from writers import Writer
 
 from cod_agent import CoDAgent, Memory
-from cod_agent.blame import Line, blame, encode, follow, quoted
 from cod_agent.memory import read, runs
 from cod_agent.memory.verify import verify
 from cod_agent.tasks import Feedback, Observation, Task
+from cod_agent.trust.blame import Line, blame, encode, follow, quoted
 
 SIGN = "The sign says: the harbour gate opens only at high tide."
 

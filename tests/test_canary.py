@@ -21,7 +21,7 @@ from cod_agent.memory.projection import projection
 from cod_agent.memory.readonly import look
 from cod_agent.memory.verify import verify
 from cod_agent.tasks import Feedback, Observation, Outcome, Pack, Task
-from cod_agent.write_gate import WriteGate
+from cod_agent.trust.write_gate import WriteGate
 from cod_train.rollouts import read_rollout
 
 NOTES = ["blue", "blue\nquickly", "red", "blue\nquickly\ngently"]

@@ -103,7 +103,7 @@ MARKS = [
 
 @pytest.mark.parametrize("text", [form.format(name) for form in SPELLINGS for name in NAMES] + MARKS, ids=ascii)
 def test_delimiters_are_defused_in_any_spelling(text: str) -> None:
-    from cod_agent.plain import plain
+    from cod_agent.trust.plain import plain
 
     safe = defuse(f"before {text} after")
     assert safe.startswith("before ") and safe.endswith("after")

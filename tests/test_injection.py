@@ -9,9 +9,9 @@ import pytest
 from planted import trial
 from planted.attacks import ATTACKS, HONEST, Attack
 
-from cod_agent.blame import follow
-from cod_agent.suspicions import CHECKS, Proposal
-from cod_agent.write_gate import WriteGate
+from cod_agent.trust.blame import follow
+from cod_agent.trust.suspicions import CHECKS, Proposal
+from cod_agent.trust.write_gate import WriteGate
 
 FEW, LIES = ATTACKS[::6], ("plausible", "a false fact")
 

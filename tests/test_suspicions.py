@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cod_agent.blame import Line, follow
-from cod_agent.suspicions import CHECKS, Proposal
+from cod_agent.trust.blame import Line, follow
+from cod_agent.trust.suspicions import CHECKS, Proposal
 
 
 def found(body: str, before: str = "", **read: str) -> set[str]:

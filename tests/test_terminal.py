@@ -12,8 +12,8 @@ from typer.testing import CliRunner
 from cod_agent import CoDAgent, Task
 from cod_agent.cli import app
 from cod_agent.models.scripted import ScriptedModel
-from cod_agent.plain import UNSEEN, visible
 from cod_agent.secrets import CleanFormatter, Secrets
+from cod_agent.trust.plain import UNSEEN, visible
 
 HOSTILE = "\x1b[31;8m\x1b]0;title\x07\x9b31m\rover\u202e[red]mark[/red][/]"
 OPEN = ["--run", f"open{HOSTILE}"]

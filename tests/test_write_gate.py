@@ -19,9 +19,9 @@ from cod_agent.events import ContextHeld
 from cod_agent.memory import history, lease, runs
 from cod_agent.memory.readonly import look
 from cod_agent.memory.verify import verify
-from cod_agent.suspicions import Finding, Proposal
 from cod_agent.tasks import Outcome, Task
-from cod_agent.write_gate import WriteGate
+from cod_agent.trust.suspicions import Finding, Proposal
+from cod_agent.trust.write_gate import WriteGate
 
 LAKE = FrozenLake("tiny", seed=3, form="compact")
 TASKS = [Task(id=f"t{number}", prompt=f"Question {number}?") for number in range(8)]

@@ -14,7 +14,7 @@ from cod_agent.cli.forget import forget
 from cod_agent.cli.output import command_line, console, counted, print_json, say
 from cod_agent.cli.review import blame, canary, fork, review, rollback
 from cod_agent.errors import UnknownName, UsageError
-from cod_agent.plain import visible
+from cod_agent.trust.plain import visible
 
 if TYPE_CHECKING:
     from cod_agent.memory.history import Version

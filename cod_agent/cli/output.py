@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from cod_agent.errors import CodError, UsageError
-from cod_agent.plain import UNSEEN, visible
+from cod_agent.trust.plain import UNSEEN, visible
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -19,13 +19,13 @@ from cod_agent.cli.output import command_line, console, print_json, say
 from cod_agent.errors import UnknownName, UsageError
 
 if TYPE_CHECKING:
-    from cod_agent.blame import Line
-    from cod_agent.canary import Trial
     from cod_agent.evaluation import Plan
     from cod_agent.memory import Memory
     from cod_agent.memory.history import RunSummary
     from cod_agent.memory.runs import Run
-    from cod_agent.review import Held
+    from cod_agent.trust.blame import Line
+    from cod_agent.trust.canary import Trial
+    from cod_agent.trust.review import Held
 
 T = TypeVar("T")
 Why = Annotated[str, typer.Option("--why", metavar="TEXT", help="Kept with the decision.")]
@@ -53,9 +53,9 @@ def review(
 
     Example: cod context review lake.db --accept 3 --why "read it, it is so"
     """
-    from cod_agent import review as decisions
     from cod_agent.memory import runs
     from cod_agent.memory.readonly import look
+    from cod_agent.trust import review as decisions
 
     if accept is not None and refuse is not None:
         raise UsageError("one decision at a time: --accept or --refuse")
@@ -154,7 +154,7 @@ def rollback(
 
     Example: cod context rollback lake.db --version 2 --why "3 was wrong"
     """
-    from cod_agent import review as decisions
+    from cod_agent.trust import review as decisions
 
     made = _decide(
         db, agent, run, lambda conn, of: decisions.rollback(conn, of, version, decisions.said("rollback", why))
@@ -214,9 +214,9 @@ def blame(
 
     Example: cod context blame lake.db --version 3
     """
-    from cod_agent.blame import blame as lines_of
     from cod_agent.memory import history, read
     from cod_agent.memory.readonly import look
+    from cod_agent.trust.blame import blame as lines_of
 
     with look(db) as conn:
         chosen = _one(conn, db, agent, run)
@@ -237,7 +237,7 @@ def _blamed(lines: tuple[Line, ...], wrote: dict[int, int]) -> Any:
     from rich.table import Table
     from rich.text import Text
 
-    from cod_agent.plain import visible
+    from cod_agent.trust.plain import visible
 
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for name in ("version", "task", "origin"):
@@ -349,7 +349,7 @@ def _plan(memory: Memory, chosen: RunSummary, world: str | None, model: str | No
 async def _trials(memory: Memory, chosen: RunSummary, tasks: list[str], environment: Any, model: Any) -> list[Trial]:
     from cod_agent.agent import CoDAgent
     from cod_agent.tasks import Task
-    from cod_agent.write_gate import WriteGate
+    from cod_agent.trust.write_gate import WriteGate
 
     gate = WriteGate(canaries=[Task.model_validate_json(body) for body in tasks])
     async with CoDAgent(chosen.agent, model=model, memory=memory, environment=environment, gate=gate) as living:

@@ -19,7 +19,7 @@ from cod_agent.memory import Memory
 from cod_agent.models import resolve
 from cod_agent.models.base import Model, Sampling
 from cod_agent.secrets import without_login
-from cod_agent.write_gate import POLICIES
+from cod_agent.trust.write_gate import POLICIES
 
 PLAN = "plan"
 """The key of a run's settings under which its plan stands."""
@@ -74,7 +74,7 @@ class Plan:
     base_url: str | None = None
     exact: bool = False
     gate: str = "open"
-    """What becomes of updates: see `cod_agent.write_gate`."""
+    """What becomes of updates: see `cod_agent.trust.write_gate`."""
     stream: bool = False
     timeout: float | None = None
     concurrency: int = 32

@@ -159,7 +159,7 @@ class Service:
         """Accept or refuse a version that is held back, or go back to an older one, between two tasks of the run.
 
         Raises:
-            UnknownName, UsageError: see `cod_agent.review.Review`.
+            UnknownName, UsageError: see `cod_agent.trust.review.Review`.
             StillUnderWay: the task under way takes longer than a request waits; ask again.
         """
         self._refuse_draining()

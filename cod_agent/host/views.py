@@ -6,10 +6,10 @@ import sqlite3
 from collections.abc import Callable
 from typing import Any
 
-from cod_agent import review
 from cod_agent.errors import UnknownName
 from cod_agent.host import inbox, schema
 from cod_agent.memory import read, runs
+from cod_agent.trust import review
 
 
 def agents(conn: sqlite3.Connection, after: str, limit: int) -> schema.Agents:

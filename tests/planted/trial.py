@@ -17,7 +17,7 @@ from cod_agent.completions import Completion
 from cod_agent.context import NATURAL, Message, Natural, Prompts, message
 from cod_agent.memory.readonly import look
 from cod_agent.tasks import Feedback, Observation, Outcome, Task
-from cod_agent.write_gate import WriteGate
+from cod_agent.trust.write_gate import WriteGate
 from planted.attacks import CODE, MARKER, Attack
 
 TASKS = 6

@@ -18,14 +18,14 @@ from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from cod_agent.blame import Line, blame
 from cod_agent.errors import UsageError
 from cod_agent.memory import read, runs
-from cod_agent.suspicions import Finding
+from cod_agent.trust.blame import Line, blame
+from cod_agent.trust.suspicions import Finding
 
 if TYPE_CHECKING:
     from cod_agent.agent import CoDAgent
-    from cod_agent.canary import Trial
+    from cod_agent.trust.canary import Trial
 
 T = TypeVar("T")
 
@@ -182,8 +182,8 @@ class Review:
         return made.version
 
     async def try_held(self) -> list[Trial]:
-        """Try what is held back on the gate's canary tasks, and decide by what comes of it (see `cod_agent.canary`)."""
-        from cod_agent.canary import try_held
+        """Try what is held back on the gate's canary tasks, and decide by what comes of it (see `cod_agent.trust.canary`)."""
+        from cod_agent.trust.canary import try_held
 
         async with self._living() as opened:
             return await try_held(self._agent, opened)

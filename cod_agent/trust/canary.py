@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING, Any
 from cod_agent.errors import UsageError
 from cod_agent.events import ContextKept, ContextWritten
 from cod_agent.memory import read, runs
-from cod_agent.review import Held, held
 from cod_agent.tasks import Outcome, Pack
-from cod_agent.write_gate import WriteGate
+from cod_agent.trust.review import Held, held
+from cod_agent.trust.write_gate import WriteGate
 
 if TYPE_CHECKING:
     from cod_agent.agent import CoDAgent

@@ -2,7 +2,7 @@
 
 `plain` says what a text reads like and where each character of that stood, so that whoever finds something there can change the
 text itself. Used to find our own delimiters in what others wrote (`cod_agent.context.defuse`), and orders in a note
-(`cod_agent.write_gate`).
+(`cod_agent.trust.write_gate`).
 """
 
 from __future__ import annotations

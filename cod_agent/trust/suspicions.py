@@ -1,8 +1,9 @@
 """What makes a line of a new note suspicious: plain functions from a proposed note to typed findings.
 
 Each looks at what the update wrote, not at lines that an earlier decision let through; an order that a new line completes counts. Text is
-read as a reader takes it (`cod_agent.plain`), also backwards and through rot13, which cost an attacker nothing. None of this is proof: an
-order in other words, in another language or in another cipher passes. That is what review, canaries and a judge of your own are for.
+read as a reader takes it (`cod_agent.trust.plain`), also backwards and through rot13, which cost an attacker nothing. None of this is
+proof: an order in other words, in another language or in another cipher passes. That is what review, canaries and a judge of your own
+are for.
 """
 
 from __future__ import annotations
@@ -19,9 +20,9 @@ from functools import cached_property
 from itertools import accumulate
 from typing import Literal
 
-from cod_agent.blame import Line, quoted
 from cod_agent.context import Origin
-from cod_agent.plain import UNSEEN, plain
+from cod_agent.trust.blame import Line, quoted
+from cod_agent.trust.plain import UNSEEN, plain
 
 Kind = Literal["order", "role", "secret", "link", "command", "encoded", "hidden", "quote", "change", "length", "judge"]
 

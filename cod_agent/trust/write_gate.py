@@ -2,10 +2,11 @@
 
     CoDAgent(..., gate="quarantine")
 
-Three policies. `open`: what an update writes is in force at once. `quarantine`: what trips a check (`cod_agent.suspicions`), a limit or a
-judge of your own is held back, everything else is in force. `review`: every update is held back until somebody decides. A held version
-is on record like any other, with its findings; the next task is solved with the version before it, and the next update starts from that.
-`cod_agent.review` decides, or `cod context review`, or canary tasks (`cod_agent.canary`).
+Three policies. `open`: what an update writes is in force at once. `quarantine`: what trips a check (`cod_agent.trust.suspicions`), a
+limit or a judge of your own is held back, everything else is in force. `review`: every update is held back until somebody decides. A held
+version is on record like any other, with its findings; the next task is solved with the version before it, and the next update starts
+from that.
+`cod_agent.trust.review` decides, or `cod context review`, or canary tasks (`cod_agent.trust.canary`).
 """
 
 from __future__ import annotations
@@ -14,9 +15,9 @@ from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from cod_agent.blame import Line
 from cod_agent.errors import UnknownName, UsageError
-from cod_agent.suspicions import CHECKS, Check, Finding, Proposal
+from cod_agent.trust.blame import Line
+from cod_agent.trust.suspicions import CHECKS, Check, Finding, Proposal
 
 if TYPE_CHECKING:
     from cod_agent.context import Trajectory
@@ -67,14 +68,14 @@ class WriteGate:
 
     Args:
         policy: see above.
-        checks: which of the built-in checks, under `quarantine` and `review`; all of `cod_agent.suspicions.CHECKS` if not given.
+        checks: which of the built-in checks, under `quarantine` and `review`; all of `cod_agent.trust.suspicions.CHECKS` if not given.
         judge: asked after them; what it finds counts as they do.
         max_change: share of the old note's lines (of `SMALL` or more) that may go in one update. None: `MAX_CHANGE` under
             `quarantine`, no limit otherwise.
         max_new: characters that new lines may have in one update. None: `MAX_NEW` under `quarantine`, no limit otherwise.
             What is beyond a limit is held back; under `open` it is refused, and the last good context stays.
-        canaries: what a held version is tried on, beside the version in force (see `cod_agent.canary`): a pack, or tasks of the agent's
-            own environment. Their tools are run.
+        canaries: what a held version is tried on, beside the version in force (see `cod_agent.trust.canary`): a pack, or tasks of
+            the agent's own environment. Their tools are run.
         misbehaved: looks at each canary task that was lived with a held version; what it says refuses the version.
 
     Raises:
