@@ -220,8 +220,6 @@ async def test_an_unjudged_task_is_lost_to_the_curve_and_its_segments_to_trainin
     rollouts, _ = read_rollouts([tmp_path / "e.db"])
     assert len(rollouts) == 20 - list(missing.values()).count([True, True])
     assert not any("return_token_ids" in asked for asked in judge.requests if asked["model"] == "judge")
-        "return_token_ids" in asked for asked in judge.requests if asked["model"] == "judge"
-    )
     for rollout in rollouts:
         (lost,) = (lost for pack, lost in missing.items() if rollout.name.endswith(pack))
         assert [isnan(reward) for reward in rollout.rewards] == lost
