@@ -146,21 +146,21 @@ def test_who_ends_the_command_ends_the_training(tmp_path: Path) -> None:
 
 def test_a_folder_belongs_to_one_training(lived: Path) -> None:
     refused = trained(*TINY, *COSINE, "--out", lived, "--steps", 2, "--seed", 5, ok=False)
-    assert refused.returncode == 1 and "data.seed=5" in refused.stderr and "Choose another --out" in refused.stderr
+    assert refused.exit_code == 1 and "data.seed=5" in refused.stderr and "Choose another --out" in refused.stderr
 
 
 def test_a_mistake_does_not_make_a_folder_its_own(tmp_path: Path) -> None:
     out = tmp_path / "typo"
     refused = trained(*TINY, "--out", out, "--steps", 1, "cod.creditt=x", ok=False)
-    assert refused.returncode == 1 and "cod.creditt" in refused.stderr and not (out / "train.json").exists()
+    assert refused.exit_code == 1 and "cod.creditt" in refused.stderr and not (out / "train.json").exists()
     cool = trained(*TINY, "--out", out, "actor_rollout_ref.rollout.temperature=0.7", ok=False)
-    assert cool.returncode == 1 and "none of them trains" in cool.stderr
+    assert cool.exit_code == 1 and "none of them trains" in cool.stderr
 
 
 def test_one_training_at_a_time_in_a_folder(tmp_path: Path) -> None:
     with alone_in(tmp_path):
         refused = trained(*TINY, "--out", tmp_path, "--steps", 1, ok=False)
-    assert refused.returncode == 1 and f"process {os.getpid()}" in refused.stderr
+    assert refused.exit_code == 1 and f"process {os.getpid()}" in refused.stderr
 
 
 def test_what_was_recorded_at_another_temperature_is_refused_with_the_reason(tmp_path: Path) -> None:
@@ -168,7 +168,7 @@ def test_what_was_recorded_at_another_temperature_is_refused_with_the_reason(tmp
     run = [sys.executable, "-m", "cod_agent.cli", "run", "frozen-lake:tiny", "--model", "embedded", "--db", str(db)]
     subprocess.run([*run, "--packs", "2", "--temperature", "0.7"], check=True, capture_output=True, cwd=ROOT)
     refused = trained("--from", db, "--in-process", *SMALL, "--out", tmp_path / "no", "--steps", 1, ok=False)
-    assert refused.returncode == 1
+    assert refused.exit_code == 1
     assert "14 cannot" in refused.stderr and "log-probabilities are not those of the distribution" in refused.stderr
 
 
@@ -177,4 +177,4 @@ def test_a_player_without_tokens_cannot_be_trained_on(tmp_path: Path) -> None:
     run = [sys.executable, "-m", "cod_agent.cli", "run", "frozen-lake:tiny", "--model", "scripted:perfect"]
     subprocess.run([*run, "--db", str(db), "--packs", "1"], check=True, capture_output=True, cwd=ROOT)
     refused = trained("--from", db, "--in-process", *SMALL, "--out", tmp_path / "no", "--steps", 1, ok=False)
-    assert refused.returncode == 1 and "nothing recorded there can train" in refused.stderr
+    assert refused.exit_code == 1 and "nothing recorded there can train" in refused.stderr

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-import subprocess
+import signal
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
+from click.testing import Result
+from typer.testing import CliRunner
+
+from cod_agent.cli import app
 from cod_train.progress import Step, steps
 
 ROOT = Path(__file__).parent.parent
@@ -20,13 +26,18 @@ def command(*words: Any) -> list[str]:
     return [sys.executable, "-m", "cod_agent.cli", "train", *map(str, words)]
 
 
-def trained(*words: Any, ok: bool = True, seconds: float = 420) -> subprocess.CompletedProcess[str]:
-    """`cod train WORDS`, to its end."""
-    environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}
-    done = subprocess.run(
-        command(*words), cwd=ROOT, env=environment, capture_output=True, text=True, timeout=seconds, check=False
-    )
-    assert not ok or done.returncode == 0, done.stdout + done.stderr
+def trained(*words: Any, ok: bool = True, seconds: float = 420) -> Result:
+    """`cod train WORDS`, to its end. The command runs in this process, which has loaded torch already; what trains in its own."""
+    # As a supervisor ends it; the command takes its training with it.
+    late = threading.Timer(seconds, os.kill, (os.getpid(), signal.SIGTERM))
+    late.start()
+    try:
+        with contextlib.chdir(ROOT):
+            path = f"{ROOT}:{ROOT / 'tests'}"
+            done = CliRunner().invoke(app, ["train", *map(str, words)], prog_name="cod", env={"PYTHONPATH": path})
+    finally:
+        late.cancel()
+    assert not ok or done.exit_code == 0, done.stdout + done.stderr + repr(done.exception)
     return done
 
 
