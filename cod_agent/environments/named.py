@@ -29,6 +29,7 @@ WORLDS = {
     "grid-navigation": ("cod_agent.environments.grid_navigation", "GridNavigation", "small"),
     "learn2ask": ("cod_agent.environments.learn2ask", "Learn2Ask", "small"),
     "optimal-control": ("cod_agent.environments.optimal_control", "OptimalControl", "small"),
+    "pde-discovery": ("cod_agent.environments.pde_discovery", "PdeDiscovery", "small"),
     "terminal": ("cod_agent.environments.terminal", "Terminal", "small"),
 }
 """World -> (module, class, default preset). A class takes (preset, seed, *, split, form) and has `pack(n, index)`."""
