@@ -137,6 +137,6 @@ async def test_a_life_that_was_interrupted_anywhere_goes_on_as_if_nothing_had_ha
 
 @pytest.mark.parametrize("world", sorted(WORLDS))
 def test_memory_pays_in_the_default_preset(world: str) -> None:
-    made, packs = make_world(world, seed=2), 24 if world == "pde-discovery" else 96
+    made, packs = make_world(world, seed=2), 96 if world == "grid-navigation" else 24
     worth = difference(played(made, CEILING, packs, 4), played(made, FLOOR, packs, 4))
     assert worth.low > 0, worth

@@ -1,14 +1,17 @@
 """Worlds in one word: `cod eval harder` measures several of them, each in packs of the size that the suite has.
 
-    harder          The hard preset of each world that one trains in, in packs of 8 instead of 4: longer ways, larger fields, materials that
-                    run out. Whether the habit of taking notes holds where there is more to note and more depends on it.
+    all             The default preset of every built-in world, in packs of 4: a first look, and all of the kinds of thing that can be hidden.
     cross-domain    The presets that one trains with, in packs of 4. For a model trained in one of these worlds, the others say whether
                     what it learnt is to take notes or to know that world; none is made harder, so that only the world is new.
+    harder          The hard presets, in packs of 8 instead of 4: longer ways, larger fields, materials that run out, more terms.
+                    Whether the habit of taking notes holds where there is more to note and more depends on it.
+    published-8b    What the published 8B model was trained in (both worlds, mixed) and elsewhere, as it was measured: in packs of 8.
+    published-27b   The same of the published 27B model, whose mixture were the three worlds of numbers.
     tiny            The presets that the shipped tiny policies can read, in packs of 4. For a look within minutes on two cores.
 
-The published evaluation (arXiv 2606.20002) measures the same two ways, harder and elsewhere, in packs of 8; `alchemy:paper` has targets for
-packs of 4. Grid navigation is taken as it forgets: where the environment itself remembers, a note has little to carry. The published
-terminal is left out: nothing hidden is shared by a pack's tasks there.
+The published evaluation is that of arXiv 2606.20002. In the two `published` suites, environments remember as they did there, and
+`terminal:paper-hard` shares nothing between the tasks of a pack: a note has little to carry. In the others the same worlds are taken as they
+forget, or share.
 """
 
 from __future__ import annotations
@@ -18,7 +21,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 
-from cod_agent.environments import make_world
+from cod_agent.environments import WORLDS, make_world
 from cod_agent.errors import UnknownName, UsageError
 from cod_agent.evaluation.plan import Plan
 
@@ -32,8 +35,30 @@ class Suite:
 
 
 SUITES = {
-    "harder": Suite(("frozen-lake:paper-hard", "alchemy:paper-hard", "grid-navigation:paper-hard-forgets"), 8),
-    "cross-domain": Suite(("frozen-lake:paper", "alchemy:paper", "grid-navigation:paper-forgets"), 4),
+    "all": Suite(tuple(f"{world}:{default}" for world, (_, _, default) in WORLDS.items()), 4),
+    "cross-domain": Suite(
+        (
+            "frozen-lake:paper",
+            "alchemy:paper",
+            "grid-navigation:paper-forgets",
+            "terminal:paper-shared",
+            "learn2ask:paper-shared",
+            "optimal-control:paper",
+            "pde-discovery:paper-forgets",
+        ),
+        4,
+    ),
+    "harder": Suite(
+        (
+            "frozen-lake:paper-hard",
+            "alchemy:paper-hard",
+            "grid-navigation:paper-hard-forgets",
+            "pde-discovery:paper-hard-forgets",
+        ),
+        8,
+    ),
+    "published-8b": Suite(("frozen-lake:paper-hard", "alchemy:paper-hard", "terminal:paper-hard"), 8),
+    "published-27b": Suite(("pde-discovery:paper-hard", "optimal-control:paper-improve", "grid-navigation:paper-hard"), 8),
     "tiny": Suite(("frozen-lake:small", "alchemy:tiny", "grid-navigation:tiny"), 4),
 }
 
