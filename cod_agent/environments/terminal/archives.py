@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from cod_agent.environments.terminal.filesystem import (
     LARGEST_ARCHIVE,
+    MOST_NODES,
     READ,
     Archive,
     File,
@@ -39,7 +40,11 @@ def tar(shell: Shell, name: str, args: Sequence[str]) -> list[str]:
     if "c" in flags:
         if not words:
             raise Refusal("tar: cowardly refusing to create an empty archive")
-        members = [member for word in words for member in _collected(shell, name, word, at, deep=True)]
+        members = list[Member]()
+        for word in words:
+            members += _collected(shell, name, word, at, deep=True)
+            if len(members) > MOST_NODES:
+                raise Refusal(f"tar: {word}: {host.words('full')}")
         _written(shell, name, flags["f"], Archive(asked, tuple(members)))
         return []
     archive = _opened(shell, name, flags["f"])

@@ -111,9 +111,11 @@ def cat(shell: Shell, name: str, args: Sequence[str]) -> list[str]:
 def mkdir(shell: Shell, name: str, args: Sequence[str]) -> list[str]:
     flags, words = options(name, args, "pv")
     needed(name, words)
-    parents = "p" in flags or name in ("md", "MD") or (shell.host.windows and "p" in flags)
     return each(
-        shell, name, words, lambda word: shell.host.make_folder(shell.path(word.rstrip("/") or "/"), parents=parents)
+        shell,
+        name,
+        words,
+        lambda word: shell.host.make_folder(shell.path(word.rstrip("/") or "/"), parents="p" in flags),
     )
 
 
@@ -182,7 +184,7 @@ def mv(shell: Shell, name: str, args: Sequence[str]) -> list[str]:
     _, words = options(name, args, "fv")
     needed(name, words, 2)
     *sources, last = words
-    if name in ("ren", "rename") and len(words) == 2 and not set(last) & {"/", "\\"}:
+    if name.lower() in ("ren", "rename") and len(words) == 2 and not set(last) & {"/", "\\"}:
         cut = max(sources[0].rfind("/"), sources[0].rfind("\\")) + 1  # a bare name stays in its folder
         last = sources[0][:cut] + last
 

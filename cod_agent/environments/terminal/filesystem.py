@@ -10,7 +10,7 @@ name is, and how much an archive holds.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Literal
 
 System = Literal["linux", "macos", "windows"]
@@ -97,7 +97,7 @@ def walk(node: Node, path: Path = ()) -> Iterator[tuple[Path, Node]]:
 def clone(node: Node, owner: str | None = None) -> Node:
     """A copy that shares nothing but contents; `owner` None: it keeps its owners."""
     if isinstance(node, File):
-        return replace(node, owner=owner or node.owner)
+        return File(node.content, owner or node.owner, node.mode)
     children = {name: clone(child, owner) for name, child in node.children.items()}
     return Folder(owner or node.owner, children, node.mode)
 
@@ -268,7 +268,7 @@ class Host:
         elif isinstance(found, File):
             raise Refusal("not a folder")
         else:
-            for name, child in list(node.children.items()):
+            for name, child in sorted(node.children.items()):
                 self.put((*path, name), child)
 
     def detach(self, path: Path) -> Node:

@@ -17,7 +17,7 @@ from cod_agent.environments.terminal.filesystem import Folder, Host, Path, Refus
 
 MOST_WORDS = 60
 """Of a command, expanded."""
-MOST_LINES, LONGEST_LINE = 70, 400
+MOST_LINES, LONGEST_LINE, LONGEST_OUTPUT = 70, 400, 6000
 """Of an output; what is more is cut."""
 
 STAR, ONE, HOME, VARIABLE, PERCENT = "\ue000", "\ue001", "\ue002", "\ue003", "\ue004"
@@ -127,7 +127,8 @@ class Result:
         """The output, cut."""
         most = MOST_LINES
         lines = [line if len(line) <= LONGEST_LINE else line[:LONGEST_LINE] + " ..." for line in self.lines[:most]]
-        return "\n".join(lines if len(self.lines) <= most else [*lines, f"... {len(self.lines) - most} more lines"])
+        text = "\n".join(lines if len(self.lines) <= most else [*lines, f"... {len(self.lines) - most} more lines"])
+        return text if len(text) <= LONGEST_OUTPUT else text[:LONGEST_OUTPUT] + " ..."
 
 
 class Shell:

@@ -58,7 +58,8 @@ There are 21 commands: ls cd pwd cat mkdir chmod cp mv rm touch echo whoami ssh 
 Windows also has dir type copy move del md rd ren, but not chmod touch rsync tar gzip gunzip. Files go from one computer \
 to the other with scp or rsync, which are to be started on your own computer, never on the server. `ssh user@host` logs in at the server \
 and `exit` leaves it; `ssh user@host "command"` runs one line there. Commands may be joined with && and ;, but there are no pipes and no \
-redirections. ~ and variables are expanded, and so are * and ? in the last part of a path. Listings show 50 entries at most.
+redirections. ~ and variables are expanded, and so are * and ? in the last part of a path. Listings show 50 \
+entries at most; there is no ls -R and no find.
 
 {sharing}
 
