@@ -251,7 +251,7 @@ def test_the_natural_form_says_the_same_in_sentences():
     ]
     assert seen.summary.endswith(" 3 |    0.2500 |    0.0000 |       -")
     assert seen.feedback.text == (
-        "The cart has flown. In the end x - x_target = 1.2500 and v - v_target = 0.0000. The sum of u^2 is 1.1406, the loss 1.5967."
+        "The cart has flown. In the end x - x_target = 1.2500 and v - v_target = 0.0000. The sum of u**2 is 1.1406, the loss 1.5967."
     )
     assert seen.feedback.reward == pytest.approx(1 / 2.59671875)
 

@@ -67,7 +67,7 @@ x_target, v_target: where the cart shall be in the end and how fast (0).
 It is written with numbers, + - * / ** and parentheses, abs(A), min(A, B), max(A, B), pow(A, B), clip(A, LOW, HIGH), \
 < <= > >= == !=, and, or, not, and A if CONDITION else B. At most {length} characters; nothing else is understood.
 
-The loss is (x - x_target)^2 + 2 * (v - v_target)^2 after the last step, plus 0.03 times the sum of u^2 over all steps. Your reward \
+The loss is (x - x_target)**2 + 2 * (v - v_target)**2 after the last step, plus 0.03 times the sum of u**2 over all steps. Your reward \
 is 1 / (1 + loss). A law that cannot be read gets -0.1; one that has no finite value in some step (a division by zero) gets 0. \
 Afterwards you see x, v and u of every step.{lasting}
 
@@ -193,7 +193,7 @@ def _judgement(flight: Flight) -> str:
     if flight.failure:
         return f"{_ENDS['runtime']}: {flight.failure}."
     ends = f"In the end x - x_target = {flight.off:z.4f} and v - v_target = {flight.v[-1]:z.4f}."
-    return f"{_ENDS['flown']} {ends} The sum of u^2 is {flight.effort:.4f}, the loss {flight.loss:.4f}."
+    return f"{_ENDS['flown']} {ends} The sum of u**2 is {flight.effort:.4f}, the loss {flight.loss:.4f}."
 
 
 def _told(last: Last) -> str:
