@@ -12,7 +12,7 @@ from statistics import median
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cod_agent.context import COMPACT, NATURAL, message
@@ -264,6 +264,7 @@ def test_exact_points_give_the_equation_back_and_terms_alike_a_large_condition()
     assert alike.condition > 500 > 5 > apart.condition
 
 
+@settings(max_examples=25)
 @given(st.lists(st.tuples(st.floats(-3, 3), st.floats(-9999, 9999)), min_size=1, max_size=6))
 def test_any_evidence_can_be_regressed(points):
     for one in searched(np.array(points), ALL, 3):
@@ -728,6 +729,7 @@ def test_players_read_the_compact_form_only(said):
         choices(NATURAL.solve(natural.pack(1)[0], "", natural.start(natural.pack(1)[0]).reset()))
 
 
+@settings(max_examples=25)
 @given(
     st.one_of(
         st.text(max_size=60), st.lists(st.sampled_from(["0.5000 0.1000", "3.9999 9999.0000", "x"])).map("\n".join)
