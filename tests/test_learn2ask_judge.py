@@ -6,7 +6,6 @@ import json
 import re
 import sqlite3
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from math import isnan
 from pathlib import Path
 from typing import Any
@@ -17,8 +16,8 @@ from servers import Fault, ScriptedServer
 from cod_agent import CoDAgent
 from cod_agent.environments import make_world
 from cod_agent.environments.gymnasium import to_gymnasium
-from cod_agent.environments.learn2ask import PRESETS, JudgedConsultation, Learn2Ask
-from cod_agent.environments.learn2ask.judging import ModelJudge, read_verdict
+from cod_agent.environments.learn2ask import Learn2Ask
+from cod_agent.environments.learn2ask.judging import read_verdict
 from cod_agent.environments.learn2ask.world import _drawn, _parts
 from cod_agent.errors import ModelError, UnknownName, UsageError
 from cod_agent.evaluation import Plan, evaluate
@@ -128,6 +127,8 @@ async def test_a_verdict_in_an_answer_is_none(judge: ScriptedServer) -> None:
 async def test_feedback_that_names_what_is_missing_is_left_out(judge: ScriptedServer) -> None:
     judge.reply = verdict("irrelevant", 1, "You should have asked how bad it is.")
     assert "how bad" not in (await judged("<answer>Do you take any pills?</answer>")).feedback.text
+    judge.reply = verdict("irrelevant", 1, "You are far from the fever.")
+    assert "far from" not in (await judged("<answer>Do you take any pills?</answer>")).feedback.text
     judge.reply = verdict("irrelevant", 1, "Pills do not matter here.")
     assert "Pills do not matter" in (await judged("<answer>Do you take any pills?</answer>")).feedback.text
 
@@ -237,11 +238,11 @@ def test_gymnasium_waits_for_the_judge(judge: ScriptedServer) -> None:
     assert env.step(QUESTION)[1] == 1
 
 
-async def test_a_real_model_that_cannot_judge_judges_nothing() -> None:
-    case = replace(_drawn(Learn2Ask().place(an_open_case(Learn2Ask()))), lines=(("Patient", "I cough."),))
-    session = JudgedConsultation(case, PRESETS["small"], "natural", ModelJudge("embedded"))
-    seen = await session.step(QUESTION)
-    assert isnan(seen.feedback.reward) and seen.feedback.ending == "unjudged"
+async def test_a_real_model_that_cannot_judge_judges_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cod_agent.environments.learn2ask.judging.PROMPT", "Missing:\n{missing}\n{word}")  # it is tiny
+    world = make_world("learn2ask:small@embedded")
+    seen = await world.start(an_open_case(world)).step(QUESTION)
+    assert isnan(seen.feedback.reward) and seen.feedback.ending == "unjudged" and "try 6 of 6" in seen.text
 
 
 # Names

@@ -80,6 +80,10 @@ class ClinicCase:
     def missing(self) -> tuple[str, ...]:
         return tuple(TOPICS[topic].name for topic in sorted(self.open))
 
+    @property
+    def reference(self) -> tuple[str, ...]:
+        return tuple(f"{TOPICS[topic].name} (near it: {TOPICS[akin(topic)].name})" for topic in sorted(self.open))
+
     def content(self, topic: int) -> Content:
         """What a question about a topic is."""
         if topic in self.open:
@@ -96,7 +100,7 @@ class ClinicCase:
         return Verdict(worst(map(self.content, asked)), max(question.count("?") + question.count("？"), len(asked)))
 
     def gives_away(self, feedback: str, question: str) -> bool:
-        return bool(named(feedback) & self.open - named(question))
+        return bool(named(feedback) & self.open.union(map(akin, self.open)) - named(question))
 
 
 def canonical(protocol: Protocol) -> str:

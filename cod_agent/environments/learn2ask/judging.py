@@ -41,7 +41,8 @@ Say of the question:
 - content: "direct" if it asks for something on the list; "related" if it is near something on the list, but does not ask for it; \
 "irrelevant" otherwise. If it is more than one question, say what is true of the least fitting one.
 - questions: how many questions it asks, a whole number. Options to choose from belong to their question.
-- feedback: one or two sentences to the doctor on what was good or bad. Never name or describe anything that is on the list.
+- feedback: one or two sentences to the doctor on what was good or bad. Never name or describe anything that is on the list or near it, \
+except what the question names itself.
 
 Answer with one JSON object and nothing else:
 {{"word": "{word}", "content": "direct", "questions": 1, "feedback": "..."}}"""
@@ -119,7 +120,7 @@ def asked(case: Case, question: str, word: str) -> Sequence[Message]:
     """
     shown = {"dialogue": [f"{who}: {said}" for who, said in case.lines], "question": question}
     data = json.dumps(shown, ensure_ascii=False, indent=1).encode("utf-8", "replace").decode()
-    missing = "\n".join(f"- {item}" for item in case.missing)
+    missing = "\n".join(f"- {item}" for item in case.reference)
     return [
         message("system", ("framework", PROMPT.format(missing=missing, word=word))),
         message("user", ("environment", defuse(data))),

@@ -39,6 +39,10 @@ class LogCase:
     missing: tuple[str, ...]
     """Items of `info_truth`, `Kind: what`; none where it was time to stop."""
 
+    @property
+    def reference(self) -> tuple[str, ...]:
+        return self.missing
+
     def by_words(self, question: str) -> Verdict:
         """Direct if it has a word of a missing item, related if it has one of the item's kind."""
         said, kinds, items = _words(question), set[str](), set[str]()

@@ -51,12 +51,17 @@ class Case(Protocol):
         """What a doctor would have to ask for, in words; nothing: it is time to stop."""
         ...
 
+    @property
+    def reference(self) -> tuple[str, ...]:
+        """The same as a judge is told it."""
+        ...
+
     def by_words(self, question: str) -> Verdict:
         """What can be said of a question without understanding it."""
         ...
 
     def gives_away(self, feedback: str, question: str) -> bool:
-        """Whether words of a judge name what is missing, and the question did not."""
+        """Whether words of a judge name what is missing or near it, and the question did not."""
         ...
 
 
