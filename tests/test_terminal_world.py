@@ -35,10 +35,10 @@ from cod_agent.evaluation.statistics import difference
 from cod_agent.tasks import Pack, Task
 
 GOLDEN = {
-    "small": "3686a0c4691c772c02adec6ac18fdd305b10916c5bdd12588110b2123e5ee966",
-    "paper": "2e2e8241e42fff029b04308d4d3cb8229689dbb3a44e7ce26d61b9cfdc663b5a",
-    "paper-hard": "72d51d9dea6f6765af237d79a3aca86bfef3419bebe0c42ecd6457f72e6ad67e",
-    "paper-shared": "0a1ddc8491ff4f0eea833b5c899cf37019e8b26f29da0d92f5decfdbab19797d",
+    "small": "beedf4421b91e1a77e27271443398830131ca1f05efeb25d30d0f9155db7502c",
+    "paper": "4401cb25c29429c055a700ffbb09cf57113c0ac887865a263be9d05bf05de938",
+    "paper-hard": "715dfdbe0ecb35d2173d8f8b1ae378dde83f041dfe94450fa99abdba8be9bce9",
+    "paper-shared": "a7b4ee0f83fb3da7ef82c948e06131ff766dc4ec5581e2fed3dd009e4abbd81c",
 }
 """SHA-256 of what the first packs of seed 7 show and hide. A change here makes every earlier figure incomparable."""
 

@@ -48,7 +48,7 @@ _WORDS = {
     "pack": f"On {{side}}, pack {{thing}} into {_ARCHIVE}, in {{place}}.",
     "mkdir": "On {side}, make a directory {detail} in {place}.",
     "pack+upload": f"Pack {{thing}} into {_ARCHIVE}, and upload it to {{place}}.",
-    "download+extract": "Download the archive of {thing} to {place} and extract it there; the archive stays.",
+    "download+extract": "Download {thing} to {place} and extract it there; the archive stays.",
     "mkdir+upload": "Make a directory {detail} in {place} and upload {thing} into it.",
     "upload+chmod": "Upload {thing} to {place} and set its permissions there to {detail}.",
     "upload+delete": "Upload {thing} to {place}, and then delete it from this computer.",

@@ -38,6 +38,7 @@ from cod_agent.environments.terminal.jobs import (
     DOWN,
     FORMATS,
     MODES,
+    NOTHING,
     SIDES,
     SINGLE,
     UP,
@@ -257,19 +258,25 @@ def draw_verb(rng: Random, preset: Preset) -> str:
     return _pick(rng, COMPOSITE if rng.random() < preset.composite else SINGLE)
 
 
+def _side(rng: Random, verb: str, system: System) -> bool:
+    """Where a job ends up being true; True: on the server. Windows has no `chmod`."""
+    if verb in UP | DOWN:
+        return verb in UP
+    return (verb == "chmod" and system == "windows") or rng.random() < 0.5
+
+
 def shared_scene(rng: Random, preset: Preset, estate: Estate, hosts: tuple[Host, Host]) -> Scene:
     """A task of an estate, in which things are spoken of by what they mean."""
     verb = draw_verb(rng, preset)
-    remote = verb in UP or (
-        verb not in DOWN and (rng.random() < 0.5 or verb == "chmod" and estate.local.system == "windows")
-    )
+    remote = _side(rng, verb, estate.local.system)
     source = not remote if verb in UP | DOWN else remote
     subject, other = shuffled(rng, tuple(estate.months))[:2]
     use = {"backup+replace": "both", "download+extract": "archive"}.get(verb, "remote" if source else "local")
     month = _pick(rng, estate.kept(subject, use))
     name, content = estate.habit.name(subject, month), estate.content(source, subject, month)
     packed = _packed(estate.tool, name, content)[0] if use == "archive" else name
-    said = f"the {subject} of {MONTHS[month - 1]}", f"{subject}/{month}"
+    holding = "the archive with " if use == "archive" else ""
+    said = f"{holding}the {subject} of {MONTHS[month - 1]}", f"{subject}/{month}"
     older = estate.content(remote, subject, month) if use == "both" else ""
     thing = Thing((*estate.shelves[source][subject], packed), name, content, said, older)
     at = other if verb in ("move", "copy") else subject
@@ -291,7 +298,7 @@ def _detail(rng: Random, verb: str, named: tuple[str, Said], formats: tuple[str,
     if "chmod" in verb:
         mode = _pick(rng, MODES)
         return Detail((f"{mode:03o}",) * 2, mode=mode)
-    return Detail(said if "pack" in verb else ("", "-"), formats=formats)
+    return Detail(said if "pack" in verb else NOTHING, formats=formats)
 
 
 # ---- tasks that stand alone ----
@@ -311,7 +318,7 @@ def _lone(rng: Random, preset: Preset) -> Scene:
     local = Facts(system, "pc", user, _home(system, user), ABSENT if system == "windows" else frozenset())
     remote = Facts("linux", f"192.168.1.{10 + below(rng, 90)}", account, ("home", account))
     verb = draw_verb(rng, preset)
-    at_server = verb in UP or (verb not in DOWN and (rng.random() < 0.5 or verb == "chmod" and system == "windows"))
+    at_server = _side(rng, verb, system)
     source = not at_server if verb in UP | DOWN else at_server
     trees = {False: _Tree(local), True: _Tree(remote)}
     folders = {side: [(*tree.facts.home, name) for name in shuffled(rng, FOLDERS)[:5]] for side, tree in trees.items()}

@@ -172,22 +172,22 @@ class _Clerk:
 
     def _pack(self, folder: str, name: str, at: str) -> tuple[str, tuple[str, ...]]:
         """What the archive is called, and how it is made; where no tool is known, any may be there."""
-        known, format = self.known.tool, self.job.detail
-        if self.job.system == "windows" and not self.known.tool:
-            known = "zip"
-        if format == "any":
-            format = "tar.gz" if known == "tar" else "zip"
-        letter = "j" if format == "tar.bz2" else "z"
-        packed = join(at, archive_of(name, format))
-        zipped, tarred = f"zip -jq {packed} {join(folder, name)}", f"tar -c{letter}f {packed} -C {folder} {name}"
-        if self.job.detail == "any" and not known:
-            return archive_of(name, format), (zipped, tarred.replace(".zip", ".tar.gz"))
-        return archive_of(name, format), (zipped if format == "zip" else tarred,)
+        known = self.known.tool or ("zip" if self.job.system == "windows" else "")
+        any_of = {"zip": ("zip",), "tar": ("tar.gz",)}.get(known, ("zip", "tar.gz"))
+        formats = any_of if self.job.detail == "any" else (self.job.detail,)
+        ways = tuple(_packing(folder, name, join(at, archive_of(name, format)), format) for format in formats)
+        return archive_of(name, formats[0]), ways
 
     def _remove(self, path: str) -> tuple[str, ...]:
         """On a computer of one's own either way will do."""
         ways = {"force": f"rm -f {path}", "plain": f"rm {path}"}
         return (ways[self.known.removal],) if self.known.removal else tuple(ways.values())
+
+
+def _packing(folder: str, name: str, archive: str, format: str) -> str:
+    if format == "zip":
+        return f"zip -jq {archive} {join(folder, name)}"
+    return f"tar -c{'j' if format == 'tar.bz2' else 'z'}f {archive} -C {folder} {name}"
 
 
 def _extract(at: str, archive: str) -> str:

@@ -73,7 +73,7 @@ _ALONE = "The computers are other ones in every task. Where a file lies that is 
 _SHARED = (
     "All tasks of this series take place on the same two computers, which are as before again at the beginning of every task. Files lie "
     "in directories below your home directory, and on the server below /srv, two levels deep. A directory holds the files of one subject, "
-    "one of each month, and every file is named in the same way. Where which subject lies, how files are named, and what is peculiar about "
+    "one file a month, and every file is named in the same way. Where which subject lies, how files are named, and what is peculiar about "
     "these computers nobody tells you, except that {login} in your home directory says which account on the server is "
     "yours. What you find out helps in later tasks. A file that is moved, copied, uploaded or packed keeps its name."
 )
