@@ -8,6 +8,9 @@ TORCH ?= torch==2.13.0
 # Test files that run at a time. Each stays in one process, for what its tests share; conftest.py says which begin.
 AT_ONCE ?= 2
 
+# Modules are compiled when they are first imported, which most of an environment never are: half the time of an install.
+INSTALL = -m pip install -q --no-compile
+
 PYTEST = -m pytest -n $(AT_ONCE) --dist loadfile --no-loadscope-reorder
 # What speaks to an endpoint, and what a runtime without the training's packages is used for.
 CLIENTS = agent agentscope application budget chaos chaos_faults cli crash docs embedded host models openai_model own_solver own_world pace \
@@ -25,9 +28,9 @@ test: $(VENV)/.dev
 test-fast: $(VENV)/.dev
 	$(BIN)/python $(PYTEST) -m "not slow and not cluster and not vllm"
 
-# Rays of several ranks and nodes on this machine, minutes each.
+# Rays of several ranks and nodes on this machine, minutes each: a Ray starts its processes one after the other, two keep two cores busy.
 test-cluster: $(VENV)/.dev
-	$(BIN)/python -m pytest -m cluster
+	$(BIN)/python -m pytest -n $(AT_ONCE) --dist load -m cluster
 
 # litellm holds openai below 3; the runtime lives with both, and without what training needs.
 test-openai2: $(VENV)-openai2/.dev
@@ -88,29 +91,29 @@ results: $(VENV)/.dev
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install -q --upgrade pip
+	$(BIN)/python $(INSTALL) --upgrade pip
 
 $(VENV)/.demo: $(VENV)/bin/python pyproject.toml
-	$(BIN)/python -m pip install -q -e '.[local]'
+	$(BIN)/python $(INSTALL) -e '.[local]'
 	touch $@
 
 $(VENV)/.dev: $(VENV)/bin/python pyproject.toml constraints/cpu.txt
-	$(BIN)/python -m pip install -q $(TORCH)
-	$(BIN)/python -m pip install -q -c constraints/cpu.txt -e '.[dev,agentscope,train]'
+	$(BIN)/python $(INSTALL) $(TORCH)
+	$(BIN)/python $(INSTALL) -c constraints/cpu.txt -e '.[dev,agentscope,train]'
 	touch $@
 
 $(VENV)-openai2/.dev: pyproject.toml
 	$(PYTHON) -m venv $(VENV)-openai2
-	$(VENV)-openai2/bin/python -m pip install -q --upgrade pip
-	$(VENV)-openai2/bin/python -m pip install -q -e '.[dev,litellm]'
+	$(VENV)-openai2/bin/python $(INSTALL) --upgrade pip
+	$(VENV)-openai2/bin/python $(INSTALL) -e '.[dev,litellm]'
 	touch $@
 
 # vLLM does not start where torchvision and its kin are there in builds for another torch than this.
 $(VENV)-vllm/.dev: constraints/vllm.txt
 	$(PYTHON) -m venv $(VENV)-vllm
-	$(VENV)-vllm/bin/python -m pip install -q --upgrade pip
-	$(VENV)-vllm/bin/python -m pip install -q $(TORCH)
-	$(VENV)-vllm/bin/python -m pip install -q -r constraints/vllm.txt
+	$(VENV)-vllm/bin/python $(INSTALL) --upgrade pip
+	$(VENV)-vllm/bin/python $(INSTALL) $(TORCH)
+	$(VENV)-vllm/bin/python $(INSTALL) -r constraints/vllm.txt
 	$(VENV)-vllm/bin/python -m pip uninstall -q -y torchvision torchaudio torchcodec triton
 	touch $@
 

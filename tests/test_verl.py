@@ -1,4 +1,4 @@
-"""Training with verl on a Ray of its own: a real step, its replay, two ranks, a solver over HTTP, a server that dies."""
+"""Training with verl on a Ray of its own: a real step, its replay, a server that dies, a solver over HTTP, two ranks."""
 
 from __future__ import annotations
 
@@ -59,31 +59,6 @@ def test_the_record_of_the_step_trains_in_one_process_with_the_same_gradient(liv
 
 
 @pytest.mark.cluster
-def test_two_ranks_replaying_a_record_have_the_gradient_of_one_process(tmp_path: Path) -> None:
-    trained(*LIVE, "--in-process", "--out", tmp_path / "one", "--steps", 1)
-    # There are records for one step: it is the last one, whatever was asked for, and it is saved.
-    two = "trainer.n_gpus_per_node=2"
-    trained("--from", record(tmp_path / "one"), *SMALL, two, "--out", tmp_path / "two", "--steps", 30)
-    assert gradient(tmp_path / "two") == pytest.approx(gradient(tmp_path / "one"), rel=1e-5)
-    assert newest_checkpoint(tmp_path / "two") is not None
-
-
-@pytest.mark.cluster
-def test_a_solver_that_speaks_http_trains_live(tmp_path: Path) -> None:
-    out = tmp_path / "http"
-    trained(*LIVE, "--out", out, "--steps", 1, "cod.solver=http_solver:make")
-    step = only_step(out)
-    assert step.metrics["cod/rollouts"] == 8 and step.metrics["cod/rollouts_lost"] == 0
-    assert abs(step.metrics["actor/rec_ratio"] - 1) < 1e-4
-    with sqlite3.connect(record(out)) as conn:
-        kinds = conn.execute(
-            "SELECT e.kind, count(*), sum(c.on_policy AND c.inexact = '') FROM calls c JOIN episodes e ON e.id = c.episode_id"
-            " GROUP BY e.kind ORDER BY e.kind"
-        ).fetchall()
-    assert [kind for kind, _, _ in kinds] == ["solve", "update"] and all(calls == exact for _, calls, exact in kinds)
-
-
-@pytest.mark.cluster
 def test_a_training_in_one_process_goes_on_in_verl_and_again_after_its_rollout_server_died(tmp_path: Path) -> None:
     out = tmp_path / "dies"
     # Steps of many rollouts, so that most of their time is that of the server.
@@ -121,3 +96,28 @@ def test_a_training_in_one_process_goes_on_in_verl_and_again_after_its_rollout_s
     with sqlite3.connect(file) as conn:
         packs = {name.split("#")[0].rpartition("/")[2] for (name,) in conn.execute("SELECT name FROM runs")}
     assert packs == {"4", "5", "6", "7"}, "the packs of the second step, though another way of training took it"
+
+
+@pytest.mark.cluster
+def test_a_solver_that_speaks_http_trains_live(tmp_path: Path) -> None:
+    out = tmp_path / "http"
+    trained(*LIVE, "--out", out, "--steps", 1, "cod.solver=http_solver:make")
+    step = only_step(out)
+    assert step.metrics["cod/rollouts"] == 8 and step.metrics["cod/rollouts_lost"] == 0
+    assert abs(step.metrics["actor/rec_ratio"] - 1) < 1e-4
+    with sqlite3.connect(record(out)) as conn:
+        kinds = conn.execute(
+            "SELECT e.kind, count(*), sum(c.on_policy AND c.inexact = '') FROM calls c JOIN episodes e ON e.id = c.episode_id"
+            " GROUP BY e.kind ORDER BY e.kind"
+        ).fetchall()
+    assert [kind for kind, _, _ in kinds] == ["solve", "update"] and all(calls == exact for _, calls, exact in kinds)
+
+
+@pytest.mark.cluster
+def test_two_ranks_replaying_a_record_have_the_gradient_of_one_process(tmp_path: Path) -> None:
+    trained(*LIVE, "--in-process", "--out", tmp_path / "one", "--steps", 1)
+    # There are records for one step: it is the last one, whatever was asked for, and it is saved.
+    two = "trainer.n_gpus_per_node=2"
+    trained("--from", record(tmp_path / "one"), *SMALL, two, "--out", tmp_path / "two", "--steps", 30)
+    assert gradient(tmp_path / "two") == pytest.approx(gradient(tmp_path / "one"), rel=1e-5)
+    assert newest_checkpoint(tmp_path / "two") is not None
