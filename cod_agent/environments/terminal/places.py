@@ -265,14 +265,18 @@ def _side(rng: Random, verb: str, system: System) -> bool:
     return (verb == "chmod" and system == "windows") or rng.random() < 0.5
 
 
-def shared_scene(rng: Random, preset: Preset, estate: Estate, hosts: tuple[Host, Host]) -> Scene:
-    """A task of an estate, in which things are spoken of by what they mean."""
+def shared_scene(rng: Random, preset: Preset, estate: Estate, hosts: tuple[Host, Host], index: int) -> Scene:
+    """A task of an estate, in which things are spoken of by what they mean. Subjects take turns, and so do their months, so that hardly a
+    job comes twice."""
     verb = draw_verb(rng, preset)
     remote = _side(rng, verb, estate.local.system)
     source = not remote if verb in UP | DOWN else remote
-    subject, other = shuffled(rng, tuple(estate.months))[:2]
+    turn, number = divmod(index, len(estate.months))
+    subject = tuple(estate.months)[number]
+    other = _pick(rng, [each for each in estate.months if each != subject])
     use = {"backup+replace": "both", "download+extract": "archive"}.get(verb, "remote" if source else "local")
-    month = _pick(rng, estate.kept(subject, use))
+    months = estate.kept(subject, use)
+    month = months[turn % len(months)]
     name, content = estate.habit.name(subject, month), estate.content(source, subject, month)
     packed = _packed(estate.tool, name, content)[0] if use == "archive" else name
     holding = "the archive with " if use == "archive" else ""

@@ -208,7 +208,7 @@ def _scene(place: Place) -> Scene:
     if not preset.rooms:
         return lone_scene(rng, preset, place.split)
     estate, hosts = _estate(place.preset, place.split, place.seed, place.pack)
-    return shared_scene(rng, preset, estate, hosts)
+    return shared_scene(rng, preset, estate, hosts, place.index)
 
 
 @lru_cache(256)
