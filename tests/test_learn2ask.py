@@ -56,7 +56,10 @@ def test_it_is_an_environment_with_a_name_and_a_form():
     assert (world.name, world.form, world.recovery) == ("learn2ask:small", "compact", "deterministic")
 
 
-@pytest.mark.parametrize("wrong", [{"named": "smal"}, {"split": "test"}, {"form": "terse"}, {"named": "small@nobody"}])
+@pytest.mark.parametrize(
+    "wrong",
+    [{"preset": "smal"}, {"split": "test"}, {"form": "terse"}, {"preset": "small@nobody"}, {"preset": "small@"}],
+)
 def test_unknown_names_are_answered_with_the_known_ones(wrong):
     with pytest.raises(UnknownName, match="known are"):
         Learn2Ask(**wrong)

@@ -251,15 +251,16 @@ async def test_a_real_model_that_cannot_judge_judges_nothing(monkeypatch: pytest
 @pytest.mark.parametrize(
     ("named", "parts"),
     [
-        ("small", ("small", "")),
+        ("small", ("small", None)),
+        ("small@", ("small", "")),
         ("small@openai:Qwen/Qwen3-8B", ("small", "openai:Qwen/Qwen3-8B")),
         ("small@litellm:vertex_ai/claude@20250514", ("small", "litellm:vertex_ai/claude@20250514")),
         ("small@openai:x.jsonl", ("small", "openai:x.jsonl")),
-        ("a@b/log.jsonl", ("a@b/log.jsonl", "")),
+        ("a@b/log.jsonl", ("a@b/log.jsonl", None)),
         ("a@b/log.jsonl@openai:m", ("a@b/log.jsonl", "openai:m")),
     ],
 )
-def test_a_name_says_which_data_and_which_judge(named: str, parts: tuple[str, str]) -> None:
+def test_a_name_says_which_data_and_which_judge(named: str, parts: tuple[str, str | None]) -> None:
     assert _parts(named) == parts
 
 
@@ -311,6 +312,7 @@ def test_a_file_of_the_published_format_is_a_world(tmp_path: Path) -> None:
             assert numbers[1] == (numbers[0] + 1 if numbers[0] % 5 < 4 else numbers[0] - 4)
         shown[split] = {text for pack in packs for text in pack}
     assert shown["train"] and shown["eval"] and not shown["train"] & shown["eval"]
+    assert make_world(world.name, form="compact").form == "natural" and floor_and_ceiling(world, 1, 1) is None
     assert "experienced doctors" in world.rules() and packs[0][0].endswith("Doctor: Since when?")
 
 
@@ -342,6 +344,19 @@ async def test_a_judge_sees_what_the_file_has_as_missing(judge: ScriptedServer, 
     seen = await world.start(world.pack(1)[0]).step("<answer>Is the cough dry?</answer>")
     assert seen.feedback.reward == 4 and "fever" not in seen.feedback.text
     assert "- Symptom: fever\n- Symptom quality: dry cough" in judge.requests[0]["messages"][0]["content"]
+
+
+async def test_a_file_is_lived_through_like_any_other_world(
+    judge: ScriptedServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OPENAI_BASE_URL", judge.url)
+    judge.reply = agent_and_judge(verdict("related"))
+    memory = Memory.open(tmp_path / "f.db")
+    found = await evaluate(
+        Plan(f"learn2ask:{a_log(tmp_path)}@openai:judge", "openai:agent", packs=1, pack_size=2), memory
+    )
+    memory.close()
+    assert [point.mean for point in found.main.points] == [3, 3] and found.ceiling is None
 
 
 def test_a_task_of_a_file_that_changed_is_an_error_of_use(tmp_path: Path) -> None:
@@ -385,8 +400,6 @@ def test_files_that_are_none_are_errors_that_say_what_to_do(tmp_path: Path) -> N
     (tmp_path / "raw.jsonl").write_bytes(b"{}\n\xff\n")
     with pytest.raises(UsageError, match="line 2: no UTF-8"):
         Learn2Ask(str(tmp_path / "raw.jsonl"))
-    with pytest.raises(UsageError, match="natural form only"):
-        Learn2Ask(a_log(tmp_path), form="compact")
     world = Learn2Ask(written(tmp_path, [row()]), split="train")
     other = Learn2Ask(written(tmp_path, [row()]), split="eval")
     with pytest.raises(UsageError, match="belongs to the split"):

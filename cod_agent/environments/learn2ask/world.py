@@ -201,29 +201,26 @@ class Learn2Ask(DrawnWorld[Preset]):
     published rewards.
 
     Args:
-        named: a preset or the path of a `.jsonl` file, then, after an @, the model that judges questions of the natural form.
+        preset: a preset or the path of a `.jsonl` file; then, after an @, the model that judges questions of the natural form.
 
     Raises:
         UnknownName: no such preset, split, form or model.
-        UsageError: the file is not as it should be, or the compact form of a file is asked for.
+        UsageError: the file is not as it should be.
     """
 
     world, presets, players = WORLD, PRESETS, PLAYERS
 
-    def __init__(self, named: str = "small", seed: int = 0, *, split: Split = "eval", form: Form = "natural") -> None:
-        preset, judge = _parts(named)
-        file = preset.endswith(SUFFIX)
-        super().__init__("paper" if file else preset, seed, split=split, form=form)
+    def __init__(self, preset: str = "small", seed: int = 0, *, split: Split = "eval", form: Form = "natural") -> None:
+        data, judge = _parts(preset)
+        file = data.endswith(SUFFIX)
+        # Files have no other form than the natural one; as worlds of one form do, they keep to it, whatever is asked for.
+        super().__init__("paper" if file else data, seed, split=split, form="natural" if file else form)
         self._log: Log | None = None
         if file:
-            if form == "compact":
-                raise UsageError(
-                    f"{WORLD}:{preset} speaks the natural form only, which the shipped policies do not read"
-                )
-            self._log, self._preset = read_log(preset), preset
+            self._log, self._preset = read_log(data), data
             self.players = {}  # type: ignore[misc]  # nobody plays what only people understand
-        self.name = f"{WORLD}:{named}"
-        self._judge = ModelJudge(judge) if judge and form == "natural" else None
+        self.name = f"{WORLD}:{preset}"
+        self._judge = ModelJudge(judge) if judge is not None and self.form == "natural" else None
 
     def rules(self) -> str:
         if self._log is not None:
@@ -257,13 +254,13 @@ class Learn2Ask(DrawnWorld[Preset]):
         return cast("PlainSession", JudgedConsultation(case, self.preset, self.form, self._judge))
 
 
-def _parts(named: str) -> tuple[str, str]:
-    """The preset or path, and the judge, "" if there is none. Paths and models may have an @ in them."""
-    preset, _, judge = named.partition("@")
-    if preset in PRESETS or SUFFIX not in named:
-        return preset, judge
-    path, at, judge = named.partition(f"{SUFFIX}@")
-    return (path + SUFFIX, judge) if at else (named, "")
+def _parts(named: str) -> tuple[str, str | None]:
+    """The preset or path, and the judge if there is one. Paths and models may have an @ in them."""
+    before, at, judge = named.partition("@")
+    if before not in PRESETS and SUFFIX in named:
+        before, at, judge = named.partition(f"{SUFFIX}@")
+        before = before + SUFFIX if at else named
+    return before, judge if at else None
 
 
 def _letters(topics: frozenset[int]) -> str:
