@@ -36,6 +36,7 @@ from cod_agent.errors import (
 )
 from cod_agent.journal.answers import Answer
 from cod_agent.journal.calls import FinishedCall, read_call, redacted
+from cod_agent.journal.keys import Keys
 from cod_agent.journal.requests import Conversation, Request
 from cod_agent.journal.tap import Redact, Said, Tap
 from cod_agent.memory import lease, rows
@@ -58,9 +59,6 @@ ATTEMPTS = 100
 GRACE = 5.0
 """Seconds a program has to end by itself when its episode was stopped; then it is cut off."""
 
-PATIENCE = 1.0
-"""Seconds a new request waits while recorded ones are unasked for, in case a parallel branch is about to ask."""
-
 
 def current_episode() -> Episode | None:
     """The episode this code runs in, if any: how recording finds its way through frameworks that know nothing of it."""
@@ -78,14 +76,6 @@ def outside() -> Iterator[None]:
         yield
     finally:
         _CURRENT.reset(token)
-
-
-@dataclass(slots=True)
-class _Recorded:
-    """What the file holds under a key."""
-
-    row: dict[str, Any]
-    used: bool = False
 
 
 @dataclass
@@ -107,12 +97,8 @@ class Episode:
     """Nothing is recorded any more: what a program left running comes too late."""
     _failures: int = 0
     """Failed attempts of calls since the last answer."""
-    _known: dict[tuple[bytes, int], _Recorded] = field(default_factory=dict)
-    _taken: dict[bytes, set[int]] = field(default_factory=dict)
     _pending: list[Job[Any]] = field(default_factory=list)
     """Steps that may be lost, because they can be taken again: they ride with the next commit."""
-    _refused: set[bytes] = field(default_factory=set)
-    """Calls that failed for good in an earlier process: the program lived with it then, and may again."""
     _said: tuple[str, int] | None = None
     """(text, call row) of the newest answer: a step that takes it is stored as a reference to it."""
     _life: tuple[Any, ...] = ()
@@ -123,23 +109,11 @@ class Episode:
     def __post_init__(self) -> None:
         self.tap = Tap(self.redact)
         self._conversation = Conversation(self.tap)
+        self._keys = Keys(self.memory, self.id)
 
     async def load(self) -> None:
         """Read what an earlier process recorded."""
-
-        def read(conn: sqlite3.Connection) -> dict[tuple[bytes, int], _Recorded]:
-            known = {}
-            for table in ("calls", "effects"):
-                cursor = conn.execute(f"SELECT * FROM {table} WHERE episode_id = ?", (self.id,))
-                names = [column[0] for column in cursor.description]
-                for values in cursor:
-                    row = dict(zip(names, values, strict=True))
-                    known[row["request"], row["occurrence"]] = _Recorded(row)
-            return known
-
-        self._known = await self.memory.read(read)
-        query = "SELECT request FROM attempts WHERE episode_id = ? AND state = 'failed'"
-        self._refused = await self.memory.read(lambda conn: {row[0] for row in conn.execute(query, (self.id,))})
+        await self._keys.load()
 
     def __enter__(self) -> Episode:
         self._token = _CURRENT.set(self)
@@ -155,47 +129,19 @@ class Episode:
 
     def take(self, key: bytes) -> int:
         """The next occurrence of a request: the smallest that is not taken."""
-        taken = self._taken.setdefault(key, set())
-        occurrence = 0
-        while occurrence in taken:
-            occurrence += 1
-        taken.add(occurrence)
-        return occurrence
+        return self._keys.take(key)
 
     def give_back(self, key: bytes, occurrence: int) -> None:
         """The request failed: whoever makes it again is the same occurrence."""
-        self._taken[key].discard(occurrence)
+        self._keys.give_back(key, occurrence)
         if self.meter is not None:
             self.meter.settle((key, occurrence), None)
 
-    async def find(self, key: bytes, occurrence: int) -> dict[str, Any] | None:
-        """The recorded row under a key, or None if it is new.
-
-        Raises:
-            ReplayDiverged: it is new although recorded ones wait that nobody asks for.
-        """
+    async def _find(self, key: bytes, occurrence: int) -> dict[str, Any] | None:
+        """What is on record under a key, if anything. Raises: ReplayDiverged, or what stopped the episode."""
         if self.stopped is not None:
             raise self.stopped
-        if not self._known:
-            return None
-        found = self._known.get((key, occurrence))
-        if found is not None:
-            found.used = True
-            return found.row
-        waited, left = 0.0, 0 if key in self._refused else self.unused()
-        while left and waited < PATIENCE:
-            await asyncio.sleep(0.02)
-            now = self.unused()
-            waited, left = (waited + 0.02, left) if now == left else (0.0, now)
-        if left:
-            raise ReplayDiverged(
-                f"episode {self.id}: the program asks for something it did not ask before the crash, while {left} recorded "
-                "answers wait: it changed since. Resume with the program that wrote the record, or start another run"
-            )
-        return None
-
-    def unused(self) -> int:
-        return sum(not recorded.used for recorded in self._known.values())
+        return await self._keys.find(key, occurrence)
 
     @property
     def stopped(self) -> CodError | None:
@@ -247,13 +193,13 @@ class Episode:
         """
         if self.stopped is not None and self.spent is None:
             raise self.stopped
-        if left := self.unused():
+        if left := self._keys.unused():
             raise ReplayDiverged(
                 f"episode {self.id}: the program ended, but {left} recorded answers were never asked for: it changed since"
             )
 
     def commit(self, job: Job[T]) -> Job[T]:
-        """`job` with the steps that wait to ride along, for one transaction."""
+        """`job`, which makes sure that the lease is held, with the steps that wait to ride along, for one transaction."""
         riding, self._pending = self._pending, []
         if not riding:
             return job
@@ -267,26 +213,19 @@ class Episode:
 
     async def _write(self, job: Job[T]) -> T:
         """Raises: StoreError; nothing more is done in this episode then, for it could not be recorded."""
+
+        def held(conn: sqlite3.Connection) -> T:
+            lease.hold(conn, self.run_id)
+            return job(conn)
+
         try:
-            return await self.memory.write(self.commit(job))
+            return await self.memory.write(self.commit(held))
         except (asyncio.CancelledError, *STOPS) as error:
             # Whoever wrote may have been cancelled meanwhile: that it could not be recorded stops the episode all the same.
             why = error.__cause__ if isinstance(error, asyncio.CancelledError) else error
             if isinstance(why, STOPS):
                 self.stopped = why
             raise
-
-    async def _stored(self, table: str, key: bytes, occurrence: int) -> None:
-        """A program gave up while its result was being stored: if it asks again, there it is."""
-
-        def read(conn: sqlite3.Connection) -> list[dict[str, Any]]:
-            where = "episode_id = ? AND request = ? AND occurrence = ?"
-            cursor = conn.execute(f"SELECT * FROM {table} WHERE {where}", (self.id, key, occurrence))
-            names = [column[0] for column in cursor.description]
-            return [dict(zip(names, row, strict=True)) for row in cursor]
-
-        for row in await self.memory.read(read):
-            self._known[key, occurrence] = _Recorded(row, used=True)
 
     # ---- model calls ----
 
@@ -299,12 +238,12 @@ class Episode:
     async def replay(self, request: Request) -> Answer | None:
         """The recorded answer of a call whose occurrence is taken, or None if it has to be made."""
         at = (request.key, request.occurrence)
-        if self.meter is None or at in self._known:
-            row = await self.find(*at)
+        if self.meter is None or at in self._keys:
+            row = await self._find(*at)
         else:
-            # In the order they came, though one may wait in `find`: or it would depend on chance which calls are made.
+            # In the order they came, though one may wait in `_find`: or it would depend on chance which calls are made.
             async with self.meter.gate:
-                row = await self.find(*at)
+                row = await self._find(*at)
                 await self._admitted(self.meter, request)
         if row is None:
             return None
@@ -333,15 +272,10 @@ class Episode:
             )
         answer = answer if self.tap.redact is None else redacted(answer, self.tap, request)
         call = FinishedCall(request, answer, started, time.time() - started, on_policy, lean, self._tokens)
-
-        def store(conn: sqlite3.Connection) -> int:
-            lease.hold(conn, self.run_id)
-            return call.store(conn, self.memory.cache, self.id)
-
         try:
-            row_id = await self._write(store)
+            row_id = await self._write(lambda conn: call.store(conn, self.memory.cache, self.id))
         except asyncio.CancelledError:
-            await self._stored("calls", request.key, request.occurrence)
+            await self._keys.reread("calls", request.key, request.occurrence)
             raise
         self._answered(row_id, answer)
         self._failures = 0
@@ -364,12 +298,9 @@ class Episode:
             self.stopped = ModelOverloaded(f"{ATTEMPTS} attempts in a row have failed: {detail}; resume later")
         seconds = time.time() - started
 
-        def store(conn: sqlite3.Connection) -> None:
-            lease.hold(conn, self.run_id)
-            said = {"state": "failed", "detail": self.tap.text(detail)[:2000], "started": started, "seconds": seconds}
-            rows.insert(conn, "attempts", {**self._keyed(kind, key, occurrence), **said})
-
-        await self._write(store)
+        said = {"state": "failed", "detail": self.tap.text(detail)[:2000], "started": started, "seconds": seconds}
+        row = {**self._keyed(kind, key, occurrence), **said}
+        await self._write(lambda conn: rows.insert(conn, "attempts", row))
 
     # ---- effects: tools and the environment ----
 
@@ -392,7 +323,7 @@ class Episode:
         key = effect_key(kind, name, arguments)
         occurrence = self.take(key)
         try:
-            row = await self.find(key, occurrence)
+            row = await self._find(key, occurrence)
             if row is not None:
                 return json.loads(row["result"]), row["snapshot"] and json.loads(row["snapshot"]), True
             started = time.time()
@@ -408,7 +339,7 @@ class Episode:
             if isinstance(error, STOPS):
                 self.stopped = error
             if isinstance(error, asyncio.CancelledError):
-                await self._stored("effects", key, occurrence)
+                await self._keys.reread("effects", key, occurrence)
             self.give_back(key, occurrence)
             raise
 
@@ -425,13 +356,9 @@ class Episode:
 
     async def starts(self, key: bytes, occurrence: int) -> None:
         """Put on record that a tool is about to run, so that a crash in the middle is known as one."""
-
-        def store(conn: sqlite3.Connection) -> None:
-            lease.hold(conn, self.run_id)
-            said = {"state": "started", "detail": "", "started": time.time()}
-            rows.insert(conn, "attempts", {**self._keyed("tool", key, occurrence), **said})
-
-        await self._write(store)
+        said = {"state": "started", "detail": "", "started": time.time()}
+        row = {**self._keyed("tool", key, occurrence), **said}
+        await self._write(lambda conn: rows.insert(conn, "attempts", row))
 
     async def idempotency_key(self, key: bytes, occurrence: int) -> str:
         """A name for one run of a tool, the same after a crash and unlike any other, whichever file that is in."""
@@ -450,7 +377,7 @@ class Episode:
         result: Any,
         snapshot: Any,
         started: float,
-    ) -> Job[None]:
+    ) -> Job[int]:
         said = compact(result)
         kept = None if snapshot is None else compact(snapshot)
         hashed = effect_hash(key, occurrence, said, kept)
@@ -459,12 +386,7 @@ class Episode:
         row = {**self._keyed(kind, key, occurrence), "name": name, "result": said, "snapshot": kept, "hash": hashed}
         row |= {"call_id": self._said[1]} if taken and self._said else {"arguments": compact(arguments)}
         row |= {"started": started, "seconds": seconds}
-
-        def store(conn: sqlite3.Connection) -> None:
-            lease.hold(conn, self.run_id)
-            rows.insert(conn, "effects", row)
-
-        return store
+        return lambda conn: rows.insert(conn, "effects", row)
 
     def _keyed(self, kind: str, key: bytes, occurrence: int) -> dict[str, Any]:
         return {"episode_id": self.id, "kind": kind, "request": key, "occurrence": occurrence}
