@@ -26,7 +26,7 @@ MOST_SUPPORTS = 8
 
 Verb = Literal["sample", "recall", "summarise", "regress", "finalise"]
 
-_NUMBER = r"([+-]?(?:[0-9]{1,4}(?:\.[0-9]{1,6})?|\.[0-9]{1,6}))"
+_NUMBER = r"([+-]?(?:[0-9]{1,4}(?:\.[0-9]{1,12})?|\.[0-9]{1,12}))"
 _PAIRS = {
     verb: re.compile(
         rf"\( ?(?:{one}=)?{_NUMBER}[ ,](?:{other}=)?{_NUMBER} ?\)|(?:{one}=)?{_NUMBER}[ ,](?:{other}=)?{_NUMBER}"
