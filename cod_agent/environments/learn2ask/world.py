@@ -17,6 +17,7 @@ of the published format may stand there (`logs`).
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from functools import lru_cache
 from typing import cast
 
@@ -86,15 +87,16 @@ class _Consultation:
     """One patient; all state of the task is here."""
 
     def __init__(self, case: Case, preset: Preset, form: Form) -> None:
-        self._case, self._preset, self._form, self._over = case, preset, form, False
+        self._case, self._preset, self._over = case, preset, False
+        self._coded = case if form == "compact" and isinstance(case, ClinicCase) else None
+        """The case, if it is spoken of in the compact form."""
 
     def reset(self) -> Observation:
         """Read the dialogue."""
         self._over = False
-        case = self._case
-        if self._form == "compact" and isinstance(case, ClinicCase):
-            return Observation(f"{case.complaint} {case.topics} | {_letters(frozenset(case.covered))}")
-        return Observation("\n".join(f"{who}: {said}" for who, said in case.lines))
+        if (case := self._coded) is not None:
+            return Observation(f"{case.complaint} {case.topics} | {_letters(case.covered)}")
+        return Observation("\n".join(f"{who}: {said}" for who, said in self._case.lines))
 
     def _taken(self, answer: object) -> Observation | str:
         """How it ended, or the question that a judge has to see.
@@ -104,8 +106,8 @@ class _Consultation:
         """
         if self._over:
             raise UsageError("this patient has gone: the episode is over, start the task again to try once more")
-        if self._form == "compact" and isinstance(self._case, ClinicCase):
-            return self._coded(answer, self._case)
+        if self._coded is not None:
+            return self._decoded(answer, self._coded)
         said = tagged(answer)
         if not said:
             return self._malformed(
@@ -117,7 +119,7 @@ class _Consultation:
             return self._malformed(f"The question had more than {LONGEST:,} characters.")
         return said if self._case.missing else self._end("late", 0.0)
 
-    def _coded(self, answer: object, case: ClinicCase) -> Observation:
+    def _decoded(self, answer: object, case: ClinicCase) -> Observation:
         found = _COMPACT.fullmatch(answer.strip(" \n")) if isinstance(answer, str) else None
         letters = (found[1] or "").split() if found else []
         asked = frozenset(ord(letter) - ord("a") for letter in letters)
@@ -138,17 +140,14 @@ class _Consultation:
         if isinstance(verdict, Unjudged):
             return self._end(UNJUDGED, NAN, record=verdict.record)
         worth = reward(self._preset.scoring, WORTH[verdict.content], verdict.form)
-        asked = (
-            ""
-            if verdict.questions == 1
-            else f"It was {verdict.questions or 'no'} question{'s' * (verdict.questions > 1)}."
-        )
-        extra = " ".join(filter(None, (asked, verdict.feedback)))
+        several = "s" if verdict.questions > 1 else ""
+        counted = "" if verdict.questions == 1 else f"It was {verdict.questions or 'no'} question{several}."
+        extra = f"{counted} {verdict.feedback}".strip()
         return self._end(verdict.content, worth, did, ending="asked", extra=extra, record=verdict.record)
 
     def _malformed(self, reason: str) -> Observation:
         self._over = True
-        text = reason if self._form == "compact" else f"The answer was malformed. {reason}"
+        text = reason if self._coded is not None else f"The answer was malformed. {reason}"
         return Observation(text, done=True, feedback=Feedback(reward=0.0, text=text, ending=MALFORMED))
 
     def _end(
@@ -157,8 +156,8 @@ class _Consultation:
         """The last observation. A judge's own words are on record with it, and not in what an update reads."""
         self._over = True
         given = worth / self._preset.unit
-        if self._form == "compact" and isinstance(self._case, ClinicCase):
-            summary, told = f"{did} | {_letters(frozenset(self._case.covered))}", how
+        if self._coded is not None:
+            summary, told = f"{did} | {_letters(self._coded.covered)}", how
         else:
             summary = told = f"{_SAID[how]} {extra}".rstrip()
         text = f"{summary}\n\nThe judge: {record}" if record else summary
@@ -263,7 +262,7 @@ def _parts(named: str) -> tuple[str, str | None]:
     return before, judge if at else None
 
 
-def _letters(topics: frozenset[int]) -> str:
+def _letters(topics: Iterable[int]) -> str:
     return " ".join(chr(ord("a") + topic) for topic in sorted(topics))
 
 
