@@ -222,13 +222,39 @@ def test_equations_that_run_away_are_not_drawn(equation):
 
 # Regression
 
+NAMED = {
+    "u": lambda u: u,
+    "u^2": lambda u: u**2,
+    "u^3": lambda u: u**3,
+    "u^4": lambda u: u**4,
+    "u^5": lambda u: u**5,
+    "u^7": lambda u: u**7,
+    "sin(u)": math.sin,
+    "sin(2*u)": lambda u: math.sin(2 * u),
+    "(exp(u)-1)": lambda u: math.exp(u) - 1,
+    "log(1+u^2)": lambda u: math.log(1 + u**2),
+    "tanh(u)": math.tanh,
+    "u/(1+u^2)": lambda u: u / (1 + u**2),
+    "u^2/(1+u^2)": lambda u: u**2 / (1 + u**2),
+    "u^4/(1+u^4)": lambda u: u**4 / (1 + u**4),
+    "u/(1+u+u^2)": lambda u: u / (1 + u + u**2),
+}
+"""The terms once more, by name."""
+
+
+def test_terms_have_the_values_that_their_names_say():
+    assert list(NAMED) == list(TERMS)
+    for u in (-2.9, -1.0, -0.3, 0.0, 0.7, 2.5):
+        for term, value in NAMED.items():
+            assert TERMS[term](np.array([u]))[0] == pytest.approx(value(u), abs=1e-12)
+
 
 def naive(points, terms, most: int) -> dict[frozenset, tuple[float, dict[str, float]]]:
     """Largest error and coefficients of every support: one least-squares problem after the other."""
     found = {}
     for size in range(1, most + 1):
         for support in combinations(terms, size):
-            columns = np.array([[float(TERMS[term](np.array([u]))[0]) for term in support] for u, _ in points])
+            columns = np.array([[NAMED[term](u) for term in support] for u, _ in points])
             target = np.array([r for _, r in points])
             ridge = np.vstack([columns, 1e-4 * np.eye(size)])
             fit = np.linalg.lstsq(ridge, np.concatenate([target, np.zeros(size)]), rcond=None)[0].round(3)
@@ -395,12 +421,23 @@ class Naive:
             every, outcome, self.shown = naive(self.evidence, self.preset.terms, rest[0]), "done", []
             for line in text.splitlines()[: 3 * rest[0]]:
                 error, equation = line.split(" ", 1)
+                fit = self.parsed(equation)
+                left = [abs(sum(c * NAMED[term](u) for term, c in fit.items()) - r) for u, r in self.evidence]
+                assert float(error) == pytest.approx(max(left), abs=1e-4)
                 self.shown.append(equation)
-                least = sorted(e for support, (e, _) in every.items() if len(support) == equation.count("*u") or True)
-                assert float(error) >= least[0] - 2e-3
+            for size in range(1, rest[0] + 1):
+                best = text.splitlines()[3 * size - 3]
+                least = min(error for support, (error, _) in every.items() if len(support) == size)
+                assert len(self.parsed(best.split(" ", 1)[1])) == size
+                assert float(best.split(" ")[0]) == pytest.approx(least, abs=3e-3)
         elif verb == "finalise" and rest[0] in self.shown:
             return "finalised"
         return 0.0 if self.steps == 0 else outcome
+
+    @staticmethod
+    def parsed(equation: str) -> dict[str, float]:
+        parts = equation.replace(" - ", " + -").split(" + ")
+        return {part.split("*", 1)[1]: float(part.split("*", 1)[0]) for part in parts}
 
 
 @pytest.mark.parametrize("preset", ["small", "paper"])
@@ -434,8 +471,7 @@ def test_random_tasks_go_as_a_naive_implementation_says(preset):
             assert seen.done
             ended.add(seen.feedback.ending)
             if outcome == "finalised":
-                parts = rest[0].replace(" - ", " + -").split(" + ")
-                found = {part.split("*", 1)[1]: float(part.split("*", 1)[0]) for part in parts}
+                found = model.parsed(rest[0])
                 wrong = sum(abs(found.get(name, 0) - model.truth.get(name, 0)) for name in {*found, *model.truth})
                 size = sum(abs(c) for c in model.truth.values())
                 more = max(0, len(found) - len(model.truth))
