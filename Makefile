@@ -12,6 +12,8 @@ AT_ONCE ?= 2
 INSTALL = -m pip install -q --no-compile
 
 PYTEST = -m pytest -n $(AT_ONCE) --dist loadfile --no-loadscope-reorder
+# Of the tests with a marker: their marker and their files, because reading all the others takes as long as a test.
+marked = -m $(1) $(shell grep -l 'mark\.$(1)' tests/test_*.py)
 # What speaks to an endpoint, and what a runtime without the training's packages is used for.
 CLIENTS = agent agentscope application budget chaos chaos_faults cli crash docs embedded host models openai_model own_solver own_world pace \
   recovery secrets study
@@ -30,7 +32,7 @@ test-fast: $(VENV)/.dev
 
 # Rays of several ranks and nodes on this machine, minutes each: a Ray starts its processes one after the other, two keep two cores busy.
 test-cluster: $(VENV)/.dev
-	$(BIN)/python -m pytest -n $(AT_ONCE) --dist load -m cluster
+	$(BIN)/python -m pytest -n $(AT_ONCE) --dist load $(call marked,cluster)
 
 # litellm holds openai below 3; the runtime lives with both, and without what training needs.
 test-openai2: $(VENV)-openai2/.dev
@@ -38,7 +40,7 @@ test-openai2: $(VENV)-openai2/.dev
 
 # Real model servers. vLLM asks for other versions than training does, so that it has an environment of its own.
 test-vllm: $(VENV)/.dev $(VENV)-vllm/.dev
-	COD_VLLM_PYTHON=$(abspath $(VENV)-vllm/bin/python) $(BIN)/python -m pytest -m vllm
+	COD_VLLM_PYTHON=$(abspath $(VENV)-vllm/bin/python) $(BIN)/python -m pytest $(call marked,vllm)
 
 # A life of 20 tasks, killed at every point it comes by (thousands), and with disks that fail, fill up and lose their power: docs/crashes.md.
 crash: $(VENV)/.dev
