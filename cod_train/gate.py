@@ -71,7 +71,7 @@ async def compare(
         incumbent: None for the first of a registry, of which only what needs no comparison is asked.
         seed: which packs; one that no verdict had before.
         folder: where run databases and logs go; a verdict's own. The same call on the same folder lives only what is missing.
-        margin: reward that a position may lose.
+        margin: reward that a position may lose, as part of how far rewards reach (of 1 where they are between 0 and 1).
         engine: what answers; the embedded one if not given.
         form: how the world talks to both; as to the incumbent, whose agents the candidate would get, if not given.
         max_tokens: longest answer.

@@ -10,12 +10,12 @@ from typing import Any
 
 import numpy as np
 
-from cod_agent.evaluation import Curve, at_least, curve
-from cod_agent.evaluation.statistics import Rewards
+from cod_agent.evaluation import AtLeast, Curve, at_least, curve
+from cod_agent.evaluation.statistics import Rewards, width
 from cod_train.gate_lives import Lived
 
 MARGIN = 0.1
-"""Reward that a position may lose, as far as the packs can tell."""
+"""Reward that a position may lose, as far as the packs can tell; as much more as rewards reach further than from 0 to 1."""
 REFUSED_MORE, REFUSED_MOST = 0.02, 0.05
 """Share of updates refused: so much more than the incumbent, and so many in all (an incumbent that has more may keep them)."""
 COST = 1.5
@@ -69,7 +69,7 @@ class Verdict:
         roles = {"candidate": self.ours, "incumbent": self.theirs}
         by_role = {role: one for role, one in roles.items() if one is not None}
         curves = {role: curve(one.rewards) for role, one in by_role.items()}
-        paired = _paired(self.ours, self.theirs) if self.ours is not None and self.theirs is not None else None
+        paired = _Paired.of(self.ours, self.theirs) if self.ours is not None and self.theirs is not None else None
         return {
             "candidate": self.candidate,
             "incumbent": self.incumbent,
@@ -79,7 +79,7 @@ class Verdict:
             "positions": _rows(curves, paired),
             "overall": {
                 **{role: found.overall.json() for role, found in curves.items()},
-                "difference": at_least(paired.mean(1)).json() if paired is not None else None,
+                "difference": paired.overall.json() if paired is not None else None,
             },
             "checks": [check.json() for check in self.checks],
             "played": {role: _counts(one) for role, one in by_role.items()},
@@ -95,9 +95,10 @@ def checks(candidate: Lived, incumbent: Lived | None, margin: float = MARGIN) ->
     """The conditions, each with its figure and its bound; those that need no incumbent where there is none."""
     if incumbent is None:
         return (_updates(candidate, None), _exact(candidate, None), _whole(candidate))
+    paired = _Paired.of(candidate, incumbent)
     return (
-        _better(_paired(candidate, incumbent)),
-        _no_position_worse(_paired(candidate, incumbent), margin),
+        _better(paired),
+        _no_position_worse(paired, margin),
         _updates(candidate, incumbent),
         _exact(candidate, incumbent),
         *(_cost(what, candidate, incumbent) for what in ("calls", "tokens")),
@@ -105,14 +106,30 @@ def checks(candidate: Lived, incumbent: Lived | None, margin: float = MARGIN) ->
     )
 
 
-def _better(paired: Rewards) -> Check:
-    found = at_least(paired.mean(1))
+@dataclass(frozen=True, slots=True)
+class _Paired:
+    """Candidate minus incumbent, pack by pack."""
+
+    overall: AtLeast
+    positions: tuple[AtLeast, ...]
+    width: float
+    """How far apart rewards may be."""
+
+    @classmethod
+    def of(cls, candidate: Lived, incumbent: Lived) -> _Paired:
+        differences, wide = candidate.rewards - incumbent.rewards, width(candidate.rewards, incumbent.rewards)
+        each = tuple(at_least(column, wide) for column in differences.T)
+        return cls(at_least(differences.mean(1), wide), each, wide)
+
+
+def _better(paired: _Paired) -> Check:
+    found = paired.overall
     said = f"{_signed(found.mean)} a task on average, at least {_signed(found.low)}; it has to be above 0"
     return Check("better", found.low > 0, found.low, 0.0, said)
 
 
-def _no_position_worse(paired: Rewards, margin: float) -> Check:
-    found = [at_least(paired[:, at]) for at in range(paired.shape[1])]
+def _no_position_worse(paired: _Paired, margin: float) -> Check:
+    found, margin = paired.positions, margin * paired.width
     worst = min(range(len(found)), key=lambda at: found[at].low)
     low = found[worst].low
     holds = all(one.low > -margin for one in found)
@@ -150,10 +167,6 @@ def _whole(candidate: Lived) -> Check:
     return Check("nothing is lost", not candidate.lost, float(candidate.lost), 0.0, said)
 
 
-def _paired(candidate: Lived, incumbent: Lived) -> Rewards:
-    return candidate.rewards - incumbent.rewards
-
-
 def unfit(trouble: str) -> Check:
     """The condition that a candidate fails which cannot be lived with at all."""
     return Check("can be lived with", False, float("nan"), float("nan"), trouble)
@@ -167,7 +180,7 @@ def why(ours: Lived | None, theirs: Lived | None, found: tuple[Check, ...]) -> s
     packs = len(ours.rewards)
     if theirs is None:
         return f"promoted as the first: there was nothing to compare it with. {packs} packs, mean reward {ours.rewards.mean():.3f}"
-    gained = at_least(_paired(ours, theirs).mean(1))
+    gained = _Paired.of(ours, theirs).overall
     return (
         f"promoted: on {packs} packs a task brings {_signed(gained.mean)} more than with {theirs.weights}, at least "
         f"{_signed(gained.low)} with 95 % confidence"
@@ -184,13 +197,13 @@ def spelt(rewards: Rewards) -> str | list[list[float | None]]:
     return [[_finite(value) for value in row] for row in rewards.tolist()]
 
 
-def _rows(curves: dict[str, Curve], paired: Rewards | None) -> list[dict[str, Any]]:
+def _rows(curves: dict[str, Curve], paired: _Paired | None) -> list[dict[str, Any]]:
     count = max((len(found.points) for found in curves.values()), default=0)
     return [
         {
             "position": at,
             **{role: found.points[at].json() for role, found in curves.items()},
-            "difference": at_least(paired[:, at]).json() if paired is not None else None,
+            "difference": paired.positions[at].json() if paired is not None else None,
         }
         for at in range(count)
     ]

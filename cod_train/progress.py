@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from cod_agent.errors import MissingExtra
-from cod_agent.evaluation.statistics import Curve, curve
+from cod_agent.evaluation.statistics import Curve, curve, reach
 from cod_agent.memory.readonly import look
 
 Metrics = dict[str, Any]
@@ -128,7 +128,9 @@ def draw(folder: Path, title: str, path: Path) -> Path:
                 point = found.points[position]
                 spread = [[max(0.0, point.mean - point.low)], [max(0.0, point.high - point.mean)]]
                 axes.errorbar([step], [point.mean], yerr=spread, fmt="o", color=color, markersize=5, capsize=2)
-    axes.set_ylim(0, 1.03)
+    ends = [[point.low, point.high] for found in measured.values() for point in found.points]
+    low, high = reach(np.array([reward for step in done for reward in step.rewards]), np.array(ends))
+    axes.set_ylim(low, high + 0.03 * (high - low))
     axes.set_xlabel("step", size=10)
     axes.set_ylabel("mean reward", size=10)
     axes.grid(axis="y", color="#e6e9ed")

@@ -14,7 +14,7 @@ import pytest
 from cod_agent import Memory
 from cod_agent.completions import Completion
 from cod_agent.context import Message
-from cod_agent.environments import make_world
+from cod_agent.environments import FrozenLake, make_world
 from cod_agent.errors import UnknownName, UsageError
 from cod_agent.evaluation import Plan, Watch, controls_of, evaluate, lanes_of, live_all
 from cod_agent.evaluation.given import Giver, history
@@ -156,6 +156,17 @@ async def test_a_task_is_tried_again_for_what_the_main_lane_spent(memory: Memory
     best = [max(reward for _, reward in tries[f"{run(pack)}/{at}"]) for pack in range(4) for at in range(3)]
     assert lane.rewards.ravel().tolist() == best
     assert verify(memory.path).ok
+
+
+async def test_a_reward_of_one_ends_no_attempts_where_a_world_gives_more(
+    memory: Memory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(FrozenLake, "highest_reward", 4.0, raising=False)
+    await attempted(memory, Costly())
+    spent: dict[tuple[str, str], int] = {}
+    for agent, task, _, tokens, _ in memory.read_sync(lambda conn: conn.execute(SPENT).fetchall()):
+        spent[agent, task] = spent.get((agent, task), 0) + tokens
+    assert all(spent["agent/attempts", task] >= tokens for (agent, task), tokens in spent.items() if agent == "agent")
 
 
 async def test_the_first_attempt_is_always_allowed(memory: Memory) -> None:

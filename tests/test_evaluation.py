@@ -14,7 +14,7 @@ import pytest
 
 from cod_agent import Memory
 from cod_agent.errors import UnknownName, UsageError
-from cod_agent.evaluation import NO_CONTEXT, Plan, Watch, curve, difference, draw, evaluate, kept_plan
+from cod_agent.evaluation import NO_CONTEXT, Plan, Watch, curve, difference, draw, evaluate, kept_plan, paired
 from cod_agent.events import ContextWritten, Observed
 from cod_agent.memory.verify import verify
 
@@ -66,6 +66,24 @@ def test_nothing_finite_is_no_number() -> None:
     found = curve(np.full((4, 2), np.nan))
     assert math.isnan(found.points[0].mean)
     assert found.points[0].json() == {"position": 0, "mean": None, "low": None, "high": None, "n": 0}
+
+
+def test_intervals_grow_with_the_scale_of_the_rewards() -> None:
+    rewards = (np.random.default_rng(4).random((40, 3)) < (0.0, 0.5, 1.0)).astype(float)
+    theirs = np.zeros((40, 3))
+    small, large = curve(rewards), curve(4 * rewards)
+    pairs = [*zip(small.points, large.points, strict=True), (small.overall, large.overall), (small.gain, large.gain)]
+    pairs += zip(paired(rewards, theirs).points, paired(4 * rewards, theirs).points, strict=True)
+    for one, four in pairs:
+        assert [four.mean, four.low, four.high] == pytest.approx([4 * one.mean, 4 * one.low, 4 * one.high])
+    assert large.points[0].high > 0.3 and large.points[2].low < 3.7 and large.points[2].high == 4
+
+
+def test_rewards_that_are_all_the_same_are_not_known_exactly() -> None:
+    (point,) = curve(np.full((16, 1), -0.1)).points
+    assert point.low == point.mean == -0.1 and point.high > 0.1
+    (point,) = curve(np.full((16, 1), 0.5)).points
+    assert 0.35 < point.low < 0.45 and 0.55 < point.high < 0.65
 
 
 def test_a_difference_is_taken_pack_by_pack() -> None:

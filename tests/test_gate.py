@@ -75,6 +75,21 @@ def test_packs_that_never_differ_do_not_prove_that_none_does() -> None:
     assert math.isnan(at_least(np.array([1.0, np.nan])).low)
 
 
+def test_the_verdict_does_not_depend_on_the_scale_of_the_rewards() -> None:
+    for ours, theirs in (
+        (STRONG, WEAK),
+        (STRONG, STRONG),
+        (WEAK, STRONG),
+        ((0.3, 1.0, 1.0, 1.0), (0.2, 1.0, 1.0, 1.0)),
+    ):
+        candidate, incumbent = drawn(1, ours), drawn(2, theirs)
+        plain = checks(lived(candidate), lived(incumbent))
+        large = checks(lived(4 * candidate), lived(4 * incumbent))
+        assert [check.holds for check in plain] == [check.holds for check in large]
+        for one, four in zip(plain[:2], large[:2], strict=True):
+            assert (four.figure, four.bound) == (pytest.approx(4 * one.figure), 4 * one.bound)
+
+
 def test_a_bound_is_paired() -> None:
     """What both share of a pack's luck falls out: a small difference shows that two intervals would hide."""
     packs = np.random.default_rng(3).random(200)

@@ -495,6 +495,14 @@ def test_where_the_model_stands_between_floor_and_ceiling(last: float, floor: fl
     assert words.standing(replace(found, floor=None)) == ""
 
 
+@pytest.mark.parametrize("last", [0.5, 0.7])
+def test_what_is_said_does_not_depend_on_the_scale_of_the_rewards(last: float) -> None:
+    found = made(ours=(0.5, last), packs=4096)
+    arms = tuple(replace(arm, rewards=4 * arm.rewards, curve=curve(4 * arm.rewards)) for arm in found.arms)
+    large = replace(found, arms=arms, benefit=difference(arms[0].rewards, arms[1].rewards))
+    assert words.verdict(large) == words.verdict(found) == ("no difference" if last == 0.5 else "helps")
+
+
 def test_whether_memory_pays_is_not_said_of_few_packs() -> None:
     """Floor 0.81 and ceiling 0.81 of 16 packs: there may be nothing between them, or a lot."""
     chance = curve(np.repeat([[1.0]] * 13 + [[0.0]] * 3, 2, axis=1))

@@ -49,7 +49,8 @@ class Session(Protocol):
 
 @runtime_checkable
 class Environment(Protocol):
-    """What tasks act on. Optional attributes: `form` (default "natural") and `recovery` (default "deterministic")."""
+    """What tasks act on. Optional attributes: `form` (default "natural"), `recovery` (default "deterministic"), and
+    `highest_reward` (default 1), which no task can better."""
 
     name: str
     """As on the command line, WORLD:PRESET."""

@@ -44,6 +44,7 @@ class RalphLoop:
         self.remembers: bool = getattr(world, "remembers", False)
         self.form: Form = getattr(world, "form", "natural")
         self.recovery: Recovery = getattr(world, "recovery", "deterministic")
+        self.highest_reward: float = getattr(world, "highest_reward", 1.0)
         self.players: Mapping[str, Callable[..., Any]] = getattr(world, "players", {})
 
     def pack(self, n: int, index: int = 0) -> Pack:

@@ -1,9 +1,9 @@
 """The lane `attempts`: no context, but each task tried again for what the main lane spent on it; the best attempt counts.
 
 What the main lane spent at a position is the tokens of all its calls there, prompts and answers, of the solve episode and of the
-update. A task is tried again as long as less than that is spent on it and no attempt has succeeded; the last attempt may go
-over it, so the lane never has less than the main one. Where not all calls are counted in tokens (scripted players have none, some
-servers say none), both are counted in characters.
+update. A task is tried again as long as less than that is spent on it and no attempt has got the world's highest reward; the last
+attempt may go over it, so the lane never has less than the main one. Where not all calls are counted in tokens (scripted players
+have none, some servers say none), both are counted in characters.
 
 All attempts of a pack are one run without an end: so a world that remembers by itself does it from attempt to attempt, and a lane that was
 interrupted goes on with the attempt it was at.
@@ -20,9 +20,6 @@ from cod_agent.evaluation.given import Named
 from cod_agent.memory.content import conversation
 from cod_agent.tasks import Outcome, Pack, Task
 
-SUCCESS = 1 - 1e-9
-"""A reward that cannot be bettered."""
-
 
 async def best_of(agent: CoDAgent, pack: Pack, run: str, main: Named) -> AsyncIterator[tuple[int, Outcome, bool]]:
     """Try the tasks of a pack again and again.
@@ -35,6 +32,7 @@ async def best_of(agent: CoDAgent, pack: Pack, run: str, main: Named) -> AsyncIt
     Yields: the task's position in the pack, an attempt's outcome, and whether it was the task's last.
     """
     at, first, own = 0, 0, (agent.name, run)
+    best = getattr(pack.environment, "highest_reward", 1.0) - 1e-9
 
     async def tasks() -> AsyncIterator[Task]:
         while at < len(pack):
@@ -43,7 +41,7 @@ async def best_of(agent: CoDAgent, pack: Pack, run: str, main: Named) -> AsyncIt
     async for outcome in agent.run(tasks(), run=run):
         tried = range(first, outcome.position + 1)
         left = await agent.memory.read(partial(_left, main=main, at=at, own=own, tried=tried))
-        succeeded = outcome.reward is not None and outcome.reward >= SUCCESS
+        succeeded = outcome.reward is not None and outcome.reward >= best
         over = succeeded or left <= 0
         yield at, outcome, over
         if over:

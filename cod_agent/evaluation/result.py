@@ -27,6 +27,7 @@ from cod_agent.evaluation.statistics import (
     curve,
     paired,
     together,
+    width,
 )
 
 if TYPE_CHECKING:
@@ -117,8 +118,8 @@ class Comparison:
 def compare(main: Arm, other: Arm) -> Comparison:
     """Two models' arms on the same packs."""
     ahead = paired(main.rewards, other.rewards)
-    each = by_pack(main.rewards - other.rewards)
-    return Comparison(main.model, other.model, ahead.points, ahead.overall, at_least(each), at_least(-each))
+    each, wide = by_pack(main.rewards - other.rewards), width(main.rewards, other.rewards)
+    return Comparison(main.model, other.model, ahead.points, ahead.overall, at_least(each, wide), at_least(-each, wide))
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,6 +162,11 @@ class Evaluation:
     def seed(self) -> int:
         """The first of them."""
         return self.seeds[0]
+
+    @property
+    def width(self) -> float:
+        """How far apart rewards are here: 1, or more where some were outside of 0 to 1."""
+        return width(*(arm.rewards for arm in self.arms))
 
     @property
     def main(self) -> Curve:
@@ -269,8 +275,8 @@ def compared(found: Sequence[Evaluation]) -> Comparison | None:
     if first is None:
         return None
     ahead = [by_pack(one.arms[0].rewards - one.rival.rewards) for one in found if one.rival]
-    each = np.concatenate(ahead)
-    return Comparison(first.model, first.other, (), together(ahead), at_least(each), at_least(-each))
+    each, wide = np.concatenate(ahead), max(one.width for one in found)
+    return Comparison(first.model, first.other, (), together(ahead), at_least(each, wide), at_least(-each, wide))
 
 
 def count(n: int, what: str) -> str:

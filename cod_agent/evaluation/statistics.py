@@ -10,8 +10,9 @@ anyone can repeat, and that keeps its word for few packs, too.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from statistics import NormalDist
 
 import numpy as np
@@ -87,33 +88,49 @@ class Curve:
     """Tasks without a finite reward, left out everywhere."""
 
 
+def reach(*tables: Rewards) -> tuple[float, float]:
+    """The lowest and the highest reward there may be, as far as one can tell: 0 and 1, or the outermost that were seen."""
+    seen = np.concatenate([[0.0, 1.0], *map(_finite, tables)])
+    return float(seen.min()), float(seen.max())
+
+
+def width(*tables: Rewards) -> float:
+    """How far apart two rewards may be: 1, or more where some were seen outside of 0 to 1."""
+    low, high = reach(*tables)
+    return high - low
+
+
 def curve(rewards: Rewards) -> Curve:
-    """What `rewards` say.
+    """What `rewards` say. Where those of all packs are the same every draw is, too: there fewer than 1 - .025^(1/n) of all
+    packs are others, and the interval reaches as far as if those were the lowest or the highest there may be (`reach`). Of rewards
+    that are all 0 or all 1 that is the exact interval (Clopper-Pearson).
 
     Args:
         rewards: shape [packs, positions], NaN where there is none.
     """
-    return _curve(rewards, _widened)
+    return _curve(rewards, *reach(rewards))
 
 
 def paired(ours: Rewards, theirs: Rewards) -> Curve:
-    """Ours minus theirs by position, pack by pack. Where all packs differ alike every draw is the same: there fewer than
-    1 - .025^(1/n) of all packs are others, and the interval reaches as far as if those differed by all there is, -1 or 1.
+    """Ours minus theirs by position, pack by pack. Where all packs differ alike, the interval reaches as far as if the packs that
+    are others (see `curve`) differed by all there is: by 1 either way, where rewards are between 0 and 1.
 
     Args:
         ours, theirs: shape [packs, positions] each, row i being pack i in both.
     """
-    return _curve(ours - theirs, _spread)
+    wide = width(ours, theirs)
+    return _curve(ours - theirs, -wide, wide)
 
 
-def _curve(rewards: Rewards, ends: Callable[[tuple[float, float, float], int], tuple[float, float, float]]) -> Curve:
+def _curve(rewards: Rewards, low: float, high: float) -> Curve:
+    """Of values that are between `low` and `high`."""
     packs, positions = rewards.shape
     counted = np.isfinite(rewards)
     filled = np.where(counted, rewards, 0.0)
-    draws = np.random.default_rng(SEED).multinomial(packs, np.full(packs, 1 / packs), size=DRAWS) if packs else None
+    draws = _draws(packs) if packs else None
     means, drawn = _means(filled, counted, draws)
     points = [
-        Point(*ends(_interval(means[at], drawn[:, at]), n), position=at, n=n)
+        Point(*_spread(_interval(means[at], drawn[:, at]), n, low, high), position=at, n=n)
         for at, n in enumerate(counted.sum(0).tolist())
     ]
     whole = counted.sum(1, keepdims=True).astype(float)
@@ -122,10 +139,18 @@ def _curve(rewards: Rewards, ends: Callable[[tuple[float, float, float], int], t
     lived, both = int(counted.any(1).sum()), int(counted[:, [0, -1]].all(1).sum()) if positions else 0
     return Curve(
         tuple(points),
-        Interval(*ends(_interval(mean[0], drawn_mean[:, 0]), lived)),
-        Interval(*_spread(_interval(*gain), both)),
+        Interval(*_spread(_interval(mean[0], drawn_mean[:, 0]), lived, low, high)),
+        Interval(*_spread(_interval(*gain), both, low - high, high - low)),
         int((~counted).sum()),
     )
+
+
+@lru_cache(maxsize=1)
+def _draws(packs: int) -> Rewards:
+    """How often each pack is in each draw, shape [DRAWS, packs]: one seed, so that curves of as many packs share their draws."""
+    draws = np.random.default_rng(SEED).multinomial(packs, np.full(packs, 1 / packs), size=DRAWS).astype(float)
+    draws.setflags(write=False)
+    return draws
 
 
 def difference(ours: Rewards, theirs: Rewards) -> Interval:
@@ -148,31 +173,33 @@ def together(values: Sequence[NDArray[np.float64]]) -> Interval:
     dice = np.random.default_rng(SEED)
     means, drawn, least = [], [], min((int(np.isfinite(part).sum()) for part in values), default=0)
     for part in values:
-        found = part[np.isfinite(part)]
+        found = _finite(part)
         means.append(found.mean() if len(found) else np.nan)
         draws = dice.multinomial(len(found), np.full(len(found), 1 / len(found)), size=DRAWS) if len(found) else None
         drawn.append(np.full(DRAWS, np.nan) if draws is None else draws @ found / len(found))
     if not means:
         return Interval(np.nan, np.nan, np.nan)
-    return Interval(*_spread(_interval(float(np.mean(means)), np.mean(drawn, axis=0)), least * len(means)))
+    wide = width(*map(np.abs, values))
+    return Interval(*_spread(_interval(float(np.mean(means)), np.mean(drawn, axis=0)), least * len(means), -wide, wide))
 
 
-def at_least(values: NDArray[np.float64]) -> AtLeast:
+def at_least(values: NDArray[np.float64], wide: float = 1.0) -> AtLeast:
     """The mean of independent values, such as the differences between two players pack by pack, and its lower end.
 
     The end is mean - t(.95, n - 1) s / sqrt(n). Values that are all the same have no spread s: there one can only say that
-    fewer than 1 - .05^(1/n) of all packs (about 3/n) are others, and the end is that far, times a reward of 1, below the mean.
+    fewer than 1 - .05^(1/n) of all packs (about 3/n) are others, and the end is that far, times `wide`, below the mean.
 
     Args:
         values: shape [packs]; NaN leaves the mean.
+        wide: how far apart rewards may be (`width`).
     """
-    found = values[np.isfinite(values)]
+    found = _finite(values)
     n = len(found)
     if n < 2:
         return AtLeast(float(found.mean()) if n else float("nan"), float("nan"), n)
     mean, spread = float(found.mean()), float(found.std(ddof=1))
     if np.ptp(found) < _SAME:
-        return AtLeast(mean, mean - (1 - (1 - LEVEL) ** (1 / n)), n)
+        return AtLeast(mean, mean - (1 - (1 - LEVEL) ** (1 / n)) * wide, n)
     return AtLeast(mean, mean - student(LEVEL, n - 1) * spread / n**0.5, n)
 
 
@@ -191,9 +218,7 @@ def student(level: float, freedom: int) -> float:
     return z + sum(term / freedom**power for power, term in enumerate(terms, 1))
 
 
-def _means(
-    values: Rewards, counted: NDArray[np.bool_] | Rewards, draws: NDArray[np.int64] | None
-) -> tuple[Rewards, Rewards]:
+def _means(values: Rewards, counted: NDArray[np.bool_] | Rewards, draws: Rewards | None) -> tuple[Rewards, Rewards]:
     """Mean of each column, and of each column in each draw: shapes [columns] and [DRAWS, columns]."""
     with np.errstate(invalid="ignore"):
         means = values.sum(0) / counted.sum(0)
@@ -203,29 +228,24 @@ def _means(
 
 
 def _interval(mean: float, drawn: Rewards) -> tuple[float, float, float]:
-    finite = drawn[np.isfinite(drawn)]
+    finite = _finite(drawn)
     if not len(finite):
         return float(mean), float("nan"), float("nan")
     low, high = np.quantile(finite, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return float(mean), float(low), float(high)
 
 
-def _spread(interval: tuple[float, float, float], n: int) -> tuple[float, float, float]:
-    """An interval of differences (between -1 and 1) that were all the same, where every draw is the same: see `paired`."""
+def _spread(interval: tuple[float, float, float], n: int, lowest: float, highest: float) -> tuple[float, float, float]:
+    """An interval of values (between `lowest` and `highest`) that were all the same, where every draw is the same: see `curve`."""
     mean, low, high = interval
     if n and high - low < _SAME:
         others = 1 - ((1 - LEVEL) / 2) ** (1 / n)
-        return mean, mean - others * max(1 + mean, 0), mean + others * max(1 - mean, 0)
+        return mean, mean - others * max(mean - lowest, 0), mean + others * max(highest - mean, 0)
     return interval
 
 
-def _widened(interval: tuple[float, float, float], n: int) -> tuple[float, float, float]:
-    """An interval of rewards that were all 0 or all 1, where every draw is the same: the exact (Clopper-Pearson) one instead."""
-    mean, low, high = interval
-    if low == high == mean and mean in (0.0, 1.0):
-        least = ((1 - LEVEL) / 2) ** (1 / n)
-        return (1.0, least, 1.0) if mean else (0.0, 0.0, 1 - least)
-    return interval
+def _finite(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    return values[np.isfinite(values)]
 
 
 def _json(value: float) -> float | None:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from cod_agent.evaluation.statistics import Curve
 
 FLAT = 0.06
-"""A difference of at most this is none that matters."""
+"""A difference of at most this is none that matters, where rewards are between 0 and 1; where they reach further, so much more."""
 
 MANY, FEW = 0.2, 64
 """A share of failures above this, and fewer packs than that, are said at the top."""
@@ -94,7 +94,7 @@ def answer(found: Evaluation) -> str:
         return f"The context helps: reward is {chances}, a difference of {worth.signed}."
     if worth.high < 0:
         return f"The context hurts: reward is {chances}, a difference of {worth.signed}."
-    if _flat(worth):
+    if _flat(worth, found):
         return f"The context makes no difference that matters: reward is {chances}, a difference of {worth.signed}."
     more = "more packs would tell"
     return f"The data do not say whether the context helps: reward is {chances}; {worth.signed} may be chance, {more}."
@@ -161,7 +161,7 @@ def verdict(found: Evaluation) -> str:
         return "hurts"
     if _deaf(found):
         return UNMEASURED
-    return "no difference" if _flat(worth) else "not clear"
+    return "no difference" if _flat(worth, found) else "not clear"
 
 
 UNMEASURED = "cannot be measured"
@@ -178,9 +178,9 @@ def _deaf(found: Evaluation) -> str:
     return ""
 
 
-def _flat(worth: Interval) -> bool:
+def _flat(worth: Interval, found: Evaluation) -> bool:
     """Whether a difference is surely none that matters."""
-    return worth.low >= -FLAT and worth.high <= FLAT
+    return worth.low >= -FLAT * found.width and worth.high <= FLAT * found.width
 
 
 def doubts(found: Evaluation) -> list[str]:
@@ -220,7 +220,7 @@ def standing(found: Evaluation) -> str:
     last, floor, ceiling = (_last(curve) for curve in (found.main, found.floor, found.ceiling))
     between = f"On task {found.pack_size} floor (remembers nothing) gets {floor:.2f}, and ceiling (remembers everything) {ceiling:.2f}"
     there = _between(found.floor.points[-1], found.ceiling.points[-1])
-    if there.high <= FLAT:
+    if there.high <= FLAT * found.width:
         return f"{between}: memory hardly pays there."
     if not there.low > 0:
         return f"{between}: too few packs to say what memory pays there."

@@ -33,7 +33,9 @@ def promote(
     world: Annotated[str, typer.Option("--world", help="What both live in.")] = "frozen-lake:small",
     packs: Annotated[int, typer.Option("--packs", help="How many packs, the same for both.")] = 512,
     pack_size: Annotated[int, typer.Option("--pack-size", help="Tasks in a pack.")] = 4,
-    margin: Annotated[float, typer.Option("--margin", help="Reward that a position may lose.")] = 0.1,
+    margin: Annotated[
+        float, typer.Option("--margin", help="Part of the range of rewards that a position may lose.")
+    ] = 0.1,
     engine: Annotated[
         str, typer.Option("--engine", metavar="embedded|vllm", help="What answers: the embedded engine, or real vLLM.")
     ] = "embedded",

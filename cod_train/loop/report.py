@@ -9,7 +9,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from cod_agent.errors import MissingExtra
+from cod_agent.evaluation.statistics import reach
 from cod_train.loop.rounds import STAGES, Noted, Round, rounds
 
 if TYPE_CHECKING:
@@ -155,7 +158,9 @@ def draw(out: Path, title: str) -> Path:
     axes.plot(lost, [0.02] * len(lost), "x", color="#b23b3b")
     if positions:
         axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False, fontsize=9)
-    axes.set_ylim(0, 1.03)
+    ends = [[point["low"], point["high"]] for one in curve for point in one["positions"]]
+    least, most = reach(np.array(ends, float))
+    axes.set_ylim(least, most + 0.03 * (most - least))
     axes.set_xticks(at)
     axes.set_xlabel("round", size=10)
     axes.set_ylabel("mean reward on held-out packs", size=10)

@@ -63,7 +63,7 @@ class Gate(Section):
     engine: EngineName = "embedded"
     packs: int = Field(default=512, ge=8)
     margin: float = Field(default=0.1, gt=0)
-    """Reward that a position may lose, as far as the packs can tell."""
+    """Part of the range of rewards that a position may lose, as far as the packs can tell."""
 
 
 class Serve(Section):
