@@ -836,11 +836,11 @@ def test_a_name_tells_the_habit_that_made_it():
             )
         ).map("\n".join),
     ),
-    st.integers(0, 7),
+    st.integers(0, 40),
 )
 def test_a_wrong_note_breaks_no_player(note, index):
     world = Terminal("small", 0, form="compact")
-    task = world.pack(8)[index]
+    task = world.pack(5, index)[4]
     (reward,) = life(
         world,
         [task],

@@ -179,9 +179,10 @@ class _Clerk:
         return archive_of(name, formats[0]), ways
 
     def _remove(self, path: str) -> tuple[str, ...]:
-        """On a computer of one's own either way will do."""
+        """Where nothing is known, either way may do."""
         ways = {"force": f"rm -f {path}", "plain": f"rm {path}"}
-        return (ways[self.known.removal],) if self.known.removal else tuple(ways.values())
+        known = ways.get(self.known.removal)
+        return (known,) if known else tuple(ways.values())
 
 
 def _packing(folder: str, name: str, archive: str, format: str) -> str:

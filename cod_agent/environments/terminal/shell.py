@@ -17,7 +17,7 @@ from cod_agent.environments.terminal.filesystem import Folder, Host, Path, Refus
 
 MOST_WORDS = 60
 """Of a command, expanded."""
-MOST_LINES, LONGEST_LINE, LONGEST_OUTPUT = 70, 400, 6000
+MOST_LINES, LONGEST_LINE, LONGEST_OUTPUT = 70, 2000, 6000
 """Of an output; what is more is cut."""
 
 STAR, ONE, HOME, VARIABLE, PERCENT = "\ue000", "\ue001", "\ue002", "\ue003", "\ue004"
@@ -95,18 +95,17 @@ def plain(word: str) -> str:
 
 
 def matches(pattern: str, name: str) -> bool:
-    """Whether a name fits a pattern with marks. In time linear in their product."""
-    at = start = 0
-    star = -1
-    for_name = 0
-    while for_name < len(name):
-        if at < len(pattern) and pattern[at] in (ONE, name[for_name]):
-            at, for_name = at + 1, for_name + 1
+    """Whether a name fits a pattern with marks. In time no more than the product of their lengths."""
+    at = here = 0
+    star, tried = -1, 0  # where the last star stands, and up to where in the name it reaches
+    while here < len(name):
+        if at < len(pattern) and pattern[at] in (ONE, name[here]):
+            at, here = at + 1, here + 1
         elif at < len(pattern) and pattern[at] == STAR:
-            star, start, at = at, for_name, at + 1
+            star, tried, at = at, here, at + 1
         elif star >= 0:
-            start += 1
-            at, for_name = star + 1, start
+            tried += 1
+            at, here = star + 1, tried
         else:
             return False
     return all(mark == STAR for mark in pattern[at:])
