@@ -37,6 +37,8 @@ from cod_agent.journal.answers import read_answer
 from cod_agent.journal.http import recording_client
 from cod_agent.journal.pieces import Events
 from cod_agent.journal.tap import Tap
+from cod_agent.memory.hashing import canonical
+from cod_agent.memory.projection import projection
 from cod_agent.models.openai import OpenAIModel
 from cod_agent.secrets import SHORTEST
 
@@ -616,6 +618,7 @@ def planted(said: bytes, *canaries: str) -> list[str]:
 
 
 KEY = "sk-canary-key-0123456789abcdef"
+VALUE_IN_ADDRESS = "cAn4ry-in-the-address"
 
 
 def live(server: ScriptedServer, folder: Path, kill_at: int) -> subprocess.CompletedProcess[str]:
@@ -645,7 +648,8 @@ def test_a_planted_secret_is_found_nowhere(tmp_path: Path, monkeypatch: pytest.M
     got = {line.split()[1] for line in done.stdout.splitlines() if line.startswith("deploy")}
     assert got <= {sha256(text.encode()).hexdigest() for text in (CANARY, f"key {CANARY}")} and got
     assert "post [secret:CANARY_KEY]" in done.stdout and "context remember [secret:CANARY_KEY]" in done.stdout
-    (tmp_path / "story").write_text(cod("context", "log", tmp_path / "life.db") + cod("verify", tmp_path / "life.db"))
+    told = [cod(*shown, tmp_path / "life.db", *json) for shown in SHOWN for json in ((), ("--json",))]
+    (tmp_path / "told").write_text("".join(told) + canonical(projection(tmp_path / "life.db")))
     cod("backup", tmp_path / "life.db", tmp_path / "copy.db")
     said = everything(tmp_path)
     assert said.count(b"[secret:CANARY_KEY]") > 50
@@ -657,6 +661,24 @@ def test_a_planted_secret_is_found_nowhere(tmp_path: Path, monkeypatch: pytest.M
             "UPDATE effects SET result = ? WHERE id = 1", (f'["{b64encode(b"y" + CANARY.encode()).decode()}"]',)
         )
     assert planted(everything(tmp_path), CANARY, KEY), "the search finds what is there"
+
+
+SHOWN = (("context", "log"), ("context", "show"), ("context", "diff"), ("context", "blame"), ("verify",), ("doctor",))
+
+
+def test_what_an_evaluation_leaves_shows_no_secret(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Report, figures, JSON, database and what is printed, where the model says secrets in answers and notes."""
+    monkeypatch.setenv("CANARY_KEY", CANARY)
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    said = f"<context>\nuse {CANARY}\n</context> <answer>Direction 1, {CANARY}</answer>"
+    with ScriptedServer(lambda request, n: said) as server:
+        address = server.url.replace("://", f"://me:{VALUE_IN_ADDRESS}@")
+        command = ("eval", "frozen-lake:tiny", "--model", "openai:m", "--packs", 1, "--pack-size", 2)
+        printed = cod(*command, "--base-url", address, "--out", tmp_path / "lake")
+    (tmp_path / "printed").write_text(printed)
+    assert {"report.html", "eval.json", "runs.db"} <= {file.name for file in (tmp_path / "lake").iterdir()}
+    assert "[secret:CANARY_KEY]" in (tmp_path / "lake" / "report.html").read_text()
+    assert planted(everything(tmp_path), CANARY, KEY, VALUE_IN_ADDRESS) == []
 
 
 def cod(*command: Any) -> str:
