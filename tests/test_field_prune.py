@@ -25,7 +25,7 @@ from cod_agent.errors import UsageError, VerificationFailed
 from cod_agent.memory.content import rebuild_request
 from cod_agent.memory.merge import Merged, merge
 from cod_agent.memory.projection import projection
-from cod_agent.memory.prune import LIVED, NEWEST, UNSETTLED, UNTRAINED, Pruned, prune
+from cod_agent.memory.prune import LIVED, NEWEST, UNSETTLED, UNTRAINED, Pruned, prune, would_prune
 from cod_agent.memory.readonly import look
 from cod_agent.memory.verify import verify
 from cod_agent.models import resolve
@@ -167,7 +167,8 @@ async def test_what_is_said_again_is_stored_again_whoever_pruned(lived: Path) ->
 def test_what_training_could_still_read_stays_until_it_was_read(exact: Path, tmp_path: Path) -> None:
     path = Path(shutil.copy(exact, tmp_path))
     assert pruned(path).kept == {UNTRAINED: 6}
-    assert pruned(path, dry_run=True, even_untrained=True).tasks == 6
+    with look(path) as conn:
+        assert would_prune(conn, LATER, even_untrained=True).tasks == 6
     kept = projection(path)
     one = pruned(path, trained={chain(path, "one")})
     assert (one.tasks, one.kept) == (3, {UNTRAINED: 3})
@@ -252,6 +253,14 @@ async def test_after_a_vacuum_the_words_are_nowhere_in_the_file(lived: Path) -> 
     assert b"a tool counted to 3" in left, "the newest task keeps its words"
     assert lived.stat().st_size < before
     assert verify(lived).faults == []
+
+
+def test_a_dry_run_of_an_older_file_does_not_migrate_it(tmp_path: Path) -> None:
+    old = Path(shutil.copy(Path(__file__).with_name("golden") / "v1.db", tmp_path))
+    before = old.read_bytes()
+    done = CliRunner().invoke(app, ["prune", str(old), "--older-than", "0m", "--even-untrained", "--dry-run"])
+    assert done.exit_code == 0 and "would give up" in done.output, done.output
+    assert old.read_bytes() == before
 
 
 async def test_the_command_says_what_it_would_do(lived: Path, exact: Path) -> None:

@@ -46,19 +46,21 @@ def prune(
 
     from cod_agent.memory.database import Memory
     from cod_agent.memory.prune import prune as take_out
+    from cod_agent.memory.prune import would_prune
     from cod_agent.memory.readonly import look
 
     before = time.time() - _age(older_than)
     chains = {chain for registry in trained or () for chain in _chains(registry)}
-    with look(db):  # it is there, and ours; a later writer finds it migrated
-        pass
-    memory = Memory.open(db)
-    try:
-        done = take_out(memory, before, trained=chains, even_untrained=even_untrained, dry_run=dry_run)
-        if vacuum and not dry_run:
-            memory.vacuum()
-    finally:
-        memory.close()
+    with look(db) as conn:  # it is there, and ours
+        done = would_prune(conn, before, trained=chains, even_untrained=even_untrained) if dry_run else None
+    if done is None:
+        memory = Memory.open(db)
+        try:
+            done = take_out(memory, before, trained=chains, even_untrained=even_untrained)
+            if vacuum:
+                memory.vacuum()
+        finally:
+            memory.close()
     if as_json:
         return print_json({"path": str(db), "dry_run": dry_run, **done.json()})
     rows = ", ".join(counted(count, part) for part, count in done.rows.items() if count)

@@ -70,7 +70,6 @@ def prune(
     *,
     trained: Collection[str] = (),
     even_untrained: bool = False,
-    dry_run: bool = False,
 ) -> Pruned:
     """Prune the tasks that were settled before a time.
 
@@ -78,28 +77,38 @@ def prune(
         before: seconds since 1970.
         trained: chain hashes of runs as they were trained on (`TrainingRun.chain`): what had been committed by then may go.
         even_untrained: prune what training could still read, too.
-        dry_run: write nothing.
 
     Raises:
         StoreError: see `cod_agent.errors`; what was pruned until then is pruned.
     """
     done, spared = Pruned(), None if even_untrained else frozenset(trained)
     references = memory.read_sync(References)
-    for run in [Run(*row) for row in memory.read_sync(lambda conn: conn.execute(_RUNS).fetchall())]:
+    for run in memory.read_sync(_runs):
         due = memory.read_sync(lambda conn, run=run: _due(conn, run, before, spared, done.kept))  # type: ignore[misc]
         try:
             for at in range(0, len(due), _AT_ONCE):
-                burial = _Burial(run, due[at : at + _AT_ONCE], before, references, done)
-                if dry_run:
-                    memory.read_sync(burial.count)
-                else:
-                    memory.write_sync(burial)
+                memory.write_sync(_Burial(run, due[at : at + _AT_ONCE], before, references, done))
         except RunLeased:
             done.kept[LIVED] += len(due) - at
     return done
 
 
-_RUNS = "SELECT id, agent, name, length FROM runs ORDER BY id"
+def would_prune(
+    conn: sqlite3.Connection, before: float, *, trained: Collection[str] = (), even_untrained: bool = False
+) -> Pruned:
+    """What `prune` with the same arguments would take out, if nobody lives a run; nothing is written, so that a look is enough."""
+    done, spared = Pruned(), None if even_untrained else frozenset(trained)
+    references = References(conn)
+    for run in _runs(conn):
+        if due := _due(conn, run, before, spared, done.kept):
+            _Burial(run, due, before, references, done).count(conn)
+    return done
+
+
+def _runs(conn: sqlite3.Connection) -> list[Run]:
+    return [Run(*row) for row in conn.execute("SELECT id, agent, name, length FROM runs ORDER BY id").fetchall()]
+
+
 _TASKS = """
 SELECT e.position, max(e.kind = 'solve' AND e.state = 'done'), group_concat(e.id),
   sum((SELECT count(*) FROM calls c WHERE c.episode_id = e.id AND c.inexact = '' AND c.on_policy AND c.sampled_ids IS NOT NULL)),
