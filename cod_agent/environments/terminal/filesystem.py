@@ -124,16 +124,17 @@ class Host:
 
     Args:
         root: the tree; it belongs to the host from here on.
+        count: how many nodes it has, where that is known.
     """
 
-    def __init__(self, facts: Facts, root: Folder) -> None:
+    def __init__(self, facts: Facts, root: Folder, count: int = 0) -> None:
         self.facts, self.root = facts, root
-        self.count = sum(1 for _ in walk(root))
+        self.count = count or sum(1 for _ in walk(root))
 
     def copy(self) -> Host:
         """The same host with a tree of its own."""
-        root = clone(self.root)
-        return Host(self.facts, root if isinstance(root, Folder) else Folder(""))
+        children = {name: clone(child) for name, child in self.root.children.items()}
+        return Host(self.facts, Folder(self.root.owner, children, self.root.mode), self.count)
 
     @property
     def windows(self) -> bool:

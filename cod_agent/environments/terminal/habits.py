@@ -5,8 +5,8 @@ Habit("upper", "_", "mar", True, "v2", "csv").name("invoices", 3)      # MAR_INV
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from dataclasses import dataclass
+from functools import lru_cache
 from random import Random
 
 from cod_agent.environments.draws import below
@@ -56,7 +56,8 @@ def stem(name: str) -> str:
     return name.rpartition(".")[0] or name
 
 
-def read_name(name: str, subjects: Collection[str]) -> tuple[Habit, str, int] | None:
+@lru_cache(4096)
+def read_name(name: str, subjects: frozenset[str]) -> tuple[Habit, str, int] | None:
     """The habit, the subject and the month of a file's name; None if no habit makes it."""
     head, _, extension = name.rpartition(".")
     separator = next((sign for sign in SEPARATORS if sign in head), "")

@@ -9,6 +9,7 @@ What in a word was not quoted and has a meaning is marked by a character that no
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
@@ -32,6 +33,9 @@ _REFUSED = {
     "(": "subshells are not part of this shell",
     ")": "subshells are not part of this shell",
 }
+
+_RUN = re.compile(r"[A-Za-z0-9_./:@=+,-]+")
+"""What means itself; only here to be quick."""
 
 Link = Literal["", "&&", ";"]
 Command = tuple[Link, list[str]]
@@ -72,7 +76,9 @@ def split(line: str, *, windows: bool) -> list[Command]:
         elif here == "~" and word is None:
             word = HOME
         else:
-            word = (word or "") + _marked(here, True, windows, glob=True)
+            run = _RUN.match(line, at)
+            word = (word or "") + (run[0] if run else _marked(here, True, windows, glob=True))
+            step = len(run[0]) if run else 1
         at += step
     if quote:
         raise Refusal(f"unexpected end of the line while looking for a matching {quote}")

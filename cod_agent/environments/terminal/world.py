@@ -124,7 +124,8 @@ class TerminalSession:
 
     def reset(self) -> Observation:
         """Sit down at the terminal."""
-        self._begin()
+        if self._used or self._over:
+            self._begin()
         natural, compact = self._scene.job.said
         facts = self._shell.local.facts
         if self._form == "compact":
