@@ -111,7 +111,8 @@ async def forget(
 
 async def _remove(agent: CoDAgent, where: Iterable[Place], reason: str, quoting: Sequence[str]) -> Removed:
     """The removal, while no agent of this process lives a run it reaches; other processes are kept away by the leases."""
-    runs_of = sorted((await agent.memory.read(lambda conn: Removal(conn, where, quoting))).removed.runs)
+    # Those the tasks were lived in, to begin with: what goes is worked out in the transaction, and mostly reaches no others.
+    runs_of = await agent.memory.read(lambda conn: sorted({derivation.named(conn, place)[:2] for place in where}))
     while True:
         async with AsyncExitStack() as locks:
             for owner, name in runs_of:
