@@ -34,8 +34,8 @@ Values = Mapping[str, float]
 Expression = Callable[[Values], float]
 """Gives a finite value. Raises: ExpressionError."""
 
-LENGTH, NODES, DEPTH = 2000, 800, 24
-"""The most characters; numbers, names, operators and calls; and parentheses, signs, `not` and exponents inside of each other."""
+LENGTH, PARTS, DEPTH = 2000, 1000, 24
+"""The most characters; numbers, words and signs; and parentheses, signs, `not` and exponents inside of each other."""
 
 
 class ExpressionError(Exception):
@@ -174,10 +174,8 @@ def _chosen(cases: list[tuple[Expression, Expression]], otherwise: Expression) -
 
 # ---- reading ----
 
-_TOKEN = re.compile(
-    r"[ \t\r\n]*(?:(?P<number>(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?)|(?P<word>[A-Za-z_][A-Za-z0-9_]*)"
-    r"|(?P<sign>\*\*|[<>=!]=|[-+*/<>(),])|(?P<end>\Z))"
-)
+_PART = re.compile(r"(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?|[A-Za-z_][A-Za-z0-9_]*|\*\*|[<>=!]=|\S", re.ASCII)
+"""A number, a word or a sign, or a character that is none of them."""
 _KEYWORDS = {"if", "else", "or", "and", "not"}
 _HINTS = {"^": "a power is written **", "=": "only the expression itself is written, and equality as =="}
 _HINTS |= {"&": "write and", "|": "write or", "!": "write not", "?": "write A if C else B"}
@@ -185,40 +183,33 @@ _VALUE = "a number, a name or ("
 
 
 class _Parser:
-    """Reads one text; `_word` is the token at hand, "" at the end, and `_kind` says what kind of one."""
+    """Reads one text; `_word` is the part at hand, "" at the end."""
 
     def __init__(self, text: str, names: Collection[str]) -> None:
         self._text, self._names = text, names
-        self._nodes, self._depth, self._next = 0, 0, 0
-        self._kind, self._word, self._at = "", "", 0
-        self._advance()
+        self._parts, self._at, self._depth = _PART.findall(text), 0, 0
+        if len(self._parts) > PARTS:
+            raise ExpressionError(f"it has {len(self._parts)} numbers, words and signs, at most {PARTS} are read")
+        self._parts.append("")
+        self._word: str = self._parts[0]
 
     def whole(self) -> Expression:
         """The whole text as an expression."""
         value = self._choice()
-        if self._kind != "end":
+        if self._word:
             raise self._wrong("an operator or the end")
         return value
 
     def _advance(self) -> str:
-        """Go on to the next token; returns the one at hand before."""
+        """Go on to the next part; returns the one at hand before."""
         before = self._word
-        found = _TOKEN.match(self._text, self._next)
-        if found is None:
-            at = len(self._text) - len(self._text[self._next :].lstrip(" \t\r\n"))
-            self._kind, self._word, self._at = "", self._text[at], at
-            raise self._wrong("a number, a name or an operator")
-        self._kind = str(found.lastgroup)
-        self._word, self._at, self._next = found[self._kind], found.start(self._kind), found.end()
-        glued = self._kind == "number" and self._text[self._next : self._next + 1]
-        if glued and (glued.isalnum() or glued in "._"):
-            self._word = self._text[self._at : self._next + 1]
-            raise self._wrong("a plain decimal number")
+        self._at += 1
+        self._word = self._parts[self._at]
         return before
 
     def _taken(self, word: str) -> bool:
-        """Whether that is the token at hand; if so, it is behind us now."""
-        if self._word != word or self._kind == "end":
+        """Whether that is the part at hand; if so, it is behind us now."""
+        if self._word != word:
             return False
         self._advance()
         return True
@@ -227,29 +218,28 @@ class _Parser:
         if not self._taken(word):
             raise self._wrong(word)
 
-    def _count(self) -> None:
-        self._nodes += 1
-        if self._nodes > NODES:
-            raise ExpressionError(f"it has more than {NODES} numbers, names and operators")
-
     def _inside(self, read: Callable[[], Expression]) -> Expression:
         """What `read` reads, one level further inside."""
         self._depth += 1
         if self._depth > DEPTH:
-            raise ExpressionError(f"at character {self._at + 1} it is nested more than {DEPTH} deep")
+            raise ExpressionError(f"at character {self._place()} it is nested more than {DEPTH} deep")
         value = read()
         self._depth -= 1
         return value
 
+    def _place(self) -> int:
+        """Where the part at hand stands in the text, from 1."""
+        starts = [found.start() for found in _PART.finditer(self._text)]
+        return 1 + [*starts, len(self._text)][self._at]
+
     def _wrong(self, expected: str) -> ExpressionError:
         hint = f" ({_HINTS[self._word]})" if self._word in _HINTS else ""
-        found = "it ends" if self._kind == "end" else f"there is {ascii(self._word[:12])}"
-        return ExpressionError(f"at character {self._at + 1} {found}{hint}, where {expected} was expected")
+        found = f"there is {ascii(self._word[:12])}" if self._word else "it ends"
+        return ExpressionError(f"at character {self._place()} {found}{hint}, where {expected} was expected")
 
     def _choice(self) -> Expression:
         value, cases = self._operation(_OR), list[tuple[Expression, Expression]]()
         while self._taken("if"):
-            self._count()
             condition = self._operation(_OR)
             self._expect("else")
             cases.append((condition, value))
@@ -262,7 +252,6 @@ class _Parser:
         while (level := _LEVELS.get(self._word, 0)) >= least:
             rest: _Rest = []
             while _LEVELS.get(self._word) == level:
-                self._count()
                 rest.append((self._advance(), self._operation(level + 1)))
             if level <= _AND:
                 value = _one_of(value, rest, until=level == _OR)
@@ -271,46 +260,44 @@ class _Parser:
         return value
 
     def _negated(self) -> Expression:
-        self._count()
         self._advance()
         operand = self._inside(lambda: self._operation(_NOT))
         return lambda values: float(operand(values) == 0)
 
     def _signed(self) -> Expression:
-        if self._kind != "sign" or self._word not in "+-":
-            return self._raised()
-        self._count()
-        minus = self._advance() == "-"
-        operand = self._inside(self._signed)
-        return (lambda values: -operand(values)) if minus else operand
-
-    def _raised(self) -> Expression:
+        if self._word == "-" or self._word == "+":
+            minus = self._advance() == "-"
+            operand = self._inside(self._signed)
+            return (lambda values: -operand(values)) if minus else operand
         base = self._value()
-        if not self._taken("**"):
+        if self._word != "**":
             return base
-        self._count()
+        self._advance()
         exponent = self._inside(self._signed)
         return lambda values: _power(base(values), exponent(values))
 
     def _value(self) -> Expression:
-        self._count()
-        if self._kind == "number":
-            number = float(self._word)
-            if math.isinf(number):
-                raise self._wrong("a number below 1e308")
+        word = self._word
+        if word in self._names:
+            return operator.itemgetter(self._advance())
+        if word == "(":
             self._advance()
-            return lambda _: number
-        if self._taken("("):
             value = self._inside(self._choice)
             self._expect(")")
             return value
-        if self._kind != "word" or self._word in _KEYWORDS:
-            raise self._wrong(_VALUE)
-        if self._word in self._names:
-            return operator.itemgetter(self._advance())
-        if self._word in _FUNCTIONS:
+        if word in _FUNCTIONS:
             return self._call(self._advance())
-        raise self._wrong(f"one of {', '.join([*sorted(self._names), *_FUNCTIONS])}")
+        if "0" <= word[:1] <= "9" or (word[:1] == "." and word != "."):
+            return self._number()
+        named = word.isidentifier() and word not in _KEYWORDS
+        raise self._wrong(f"one of {', '.join([*sorted(self._names), *_FUNCTIONS])}" if named else _VALUE)
+
+    def _number(self) -> Expression:
+        number = float(self._word)
+        if math.isinf(number):
+            raise self._wrong("a number below 1e308")
+        self._advance()
+        return lambda _: number
 
     def _call(self, name: str) -> Expression:
         function, fewest, most = _FUNCTIONS[name]
@@ -322,6 +309,6 @@ class _Parser:
         if len(arguments) < fewest or (most is not None and len(arguments) > most):
             wanted = f"{fewest}" if most == fewest else f"at least {fewest}"
             raise ExpressionError(
-                f"{name}() before character {self._at + 1} takes {wanted} values, not {len(arguments)}"
+                f"{name}() before character {self._place()} takes {wanted} values, not {len(arguments)}"
             )
         return lambda values: function(*[argument(values) for argument in arguments])
