@@ -204,6 +204,7 @@ class InProcess:
             _unused(self.folder / "rollouts", f"{purpose}-{self.step:06d}"),
             self._model,
             max_context=self.settings.max_context,
+            gate=self.settings.gate,
             format_penalty=self.settings.format_penalty,
         )
         try:

@@ -44,11 +44,12 @@ class Recorder:
         *,
         solver: Solver | None = None,
         max_context: int = 4000,
+        gate: str = "open",
         format_penalty: float = 0.1,
     ) -> None:
         file.parent.mkdir(parents=True, exist_ok=True)
         self.file, self._model_for, self._solver = file, model_for, solver
-        self._max_context, self._penalty = max_context, format_penalty
+        self._max_context, self._gate, self._penalty = max_context, gate, format_penalty
         # What a power cut takes can be lived again; kill -9 takes nothing.
         self._memory = Memory.open(file, durable=False)
         self._worlds: dict[tuple[Any, ...], Any] = {}
@@ -71,6 +72,7 @@ class Recorder:
             environment=pack.environment,
             solver=self._solver,
             max_context=self._max_context,
+            gate=self._gate,
         )
         async for _ in agent.run(pack, run=name):
             pass

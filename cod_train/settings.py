@@ -69,6 +69,8 @@ class Settings(BaseModel):
     """Longest conversation with its answer, in tokens."""
     max_context: int = Field(4000, ge=1)
     """Longest context, in characters."""
+    gate: Literal["open", "quarantine"] = "open"
+    """What becomes of updates in live packs, as where the policy is deployed (`cod_agent.trust.write_gate`)."""
     template: dict[str, Any] = {}
     """Variables of the chat template, such as enable_thinking; say the same where the policy is served."""
     solver: str | None = None

@@ -32,7 +32,14 @@ def engine() -> Iterator[Engine]:
     made.close()
 
 
-def lived(engine: Engine, file: Path, *, context_length: int | None = None, fail: int | None = None) -> Rollout:
+def lived(
+    engine: Engine,
+    file: Path,
+    *,
+    context_length: int | None = None,
+    fail: int | None = None,
+    gate: str = "open",
+) -> Rollout:
     """One rollout; the `fail`-th call finds the server dead."""
     from transformers import AutoTokenizer
 
@@ -50,7 +57,7 @@ def lived(engine: Engine, file: Path, *, context_length: int | None = None, fail
         sampling = Sampling(max_tokens=40)
         return TokenModel("test", tokenizer, generate, sampling=sampling, form="compact", context_length=context_length)
 
-    recorder = Recorder(file, model)
+    recorder = Recorder(file, model, gate=gate)
     try:
         return asyncio.run(recorder.live(PLACE, "0"))
     finally:
@@ -84,6 +91,16 @@ def test_an_update_without_room_is_refused_and_costs_its_penalty(engine: Engine,
     assert list(rows_of(rollout)) == []
 
 
+def test_an_update_that_the_write_gate_holds_back_neither_trains_nor_is_inherited(
+    engine: Engine, tmp_path: Path
+) -> None:
+    rollout = lived(engine, tmp_path / "gated.db", gate="review")
+    refused = {(part.kind, part.position): part.refused for part in rollout.segments if part.refused}
+    assert list(refused) == [("update", 0), ("update", 1)] and "held back" in refused["update", 0]
+    assert rollout.heirs == (3, 3, 3) and all(map(math.isnan, rollout.update_rewards))
+    assert [row.label["kind"] for row in rows_of(rollout)] == ["solve"] * 3
+
+
 def test_a_server_that_fails_ends_the_rollout_with_its_reason(engine: Engine, tmp_path: Path) -> None:
     from cod_agent.errors import ModelError
 
@@ -99,3 +116,15 @@ def test_solvers_are_made_by_name() -> None:
     for wrong in ("nowhere:make", "http_solver:nothing", "http_solver"):
         with pytest.raises(UsageError, match="solver"):
             made_solver(wrong, "http://here", "m")
+
+
+def test_each_of_several_worlds_is_looked_up_before_anything_starts(tmp_path: Path) -> None:
+    from typer.testing import CliRunner
+
+    from cod_agent.errors import UnknownName
+    from cod_train.cli.train import app
+
+    words = ["--env", "frozen-lake:tiny,nowhere", "--out", str(tmp_path / "out")]
+    with pytest.raises(UnknownName, match="no world called 'nowhere'"):
+        CliRunner().invoke(app, words, catch_exceptions=False)
+    assert not (tmp_path / "out").exists()

@@ -44,7 +44,11 @@ def train(
     ] = None,
     env: Annotated[
         str | None,
-        typer.Option("--env", metavar="WORLD", help="World to live and be measured in (default: frozen-lake:small)."),
+        typer.Option(
+            "--env",
+            metavar="WORLD",
+            help="World to live and be measured in, or several with commas between (default: the config's).",
+        ),
     ] = None,
     base: Annotated[str, typer.Option("--base", help="A shipped policy or a Hugging Face folder.")] = "embedded-base",
     out: Annotated[Path, typer.Option("--out", help="Where checkpoints, metrics, records and figure go.")] = Path(
@@ -90,7 +94,7 @@ def train(
     words += [f"actor_rollout_ref.model.path={json.dumps(base)}", f"trainer.save_freq={save_every}"]
     words += [f"trainer.experiment_name={json.dumps(out.resolve().name)}", f"data.form={form or _form(base)}"]
     given = {
-        "data.world": env,
+        "data.world": f"[{env}]" if env and "," in env else env,
         "trainer.total_training_steps": steps,
         "data.train_batch_size": packs,
         "actor_rollout_ref.rollout.n": group,
@@ -115,8 +119,8 @@ def train(
 
 def _check_names(base: str, world: str | None) -> None:
     """Raises: UnknownName, UsageError, before anything is started."""
-    if world is not None:
-        make_world(world)
+    for one in world.split(",") if world else ():
+        make_world(one)
     if base in POLICIES or (Path(base) / "config.json").is_file():
         return
     if Path(base).is_dir():
@@ -303,7 +307,8 @@ def _tell(out: Path, base: str, world: Any, as_json: bool) -> None:
 def _table(measured: dict[int, Any], world: Any) -> Any:
     from rich.table import Table
 
-    table = Table(title=f"Reward by position on held-out packs of {world}, 95% intervals", title_justify="left")
+    worlds = world if isinstance(world, str) else f"{', '.join(world)} together"
+    table = Table(title=f"Reward by position on held-out packs of {worlds}, 95% intervals", title_justify="left")
     table.add_column("after step", justify="right")
     positions = max(len(found.points) for found in measured.values())
     for position in range(positions):

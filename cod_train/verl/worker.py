@@ -129,6 +129,7 @@ class PackWorker(compat.worker_class()):  # type: ignore[misc]
                 model,
                 solver=await self._solver(),
                 max_context=self._settings.max_context,
+                gate=self._settings.gate,
                 format_penalty=self._settings.format_penalty,
             )
         return known
