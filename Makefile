@@ -14,9 +14,8 @@ INSTALL = -m pip install -q --no-compile
 PYTEST = -m pytest -n $(AT_ONCE) --dist loadfile --no-loadscope-reorder
 # Of the tests with a marker: their marker and their files, because reading all the others takes as long as a test.
 marked = -m $(1) $(shell grep -l 'mark\.$(1)' tests/test_*.py)
-# What speaks to an endpoint, and what a runtime without the training's packages is used for.
-CLIENTS = agent agentscope application budget chaos chaos_faults cli crash docs embedded host models openai_model own_solver own_world pace \
-  recovery secrets study
+# What speaks to an endpoint, and the commands and pages of a runtime without the training's packages.
+CLIENTS = budget chaos chaos_faults cli docs embedded host models openai_model own_solver pace secrets
 EXPERIMENTS = learning ablation records longer contexts loop mixed injection
 
 .PHONY: demo test test-fast test-cluster test-openai2 test-vllm crash chaos lint audit format benchmarks results results-fast verify-all long-life clean
