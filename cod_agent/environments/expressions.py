@@ -238,25 +238,31 @@ class _Parser:
         return ExpressionError(f"at character {self._place()} {found}{hint}, where {expected} was expected")
 
     def _choice(self) -> Expression:
-        value, cases = self._operation(_OR), list[tuple[Expression, Expression]]()
+        value = self._operation(_OR)
+        if self._word != "if":
+            return value
+        cases: list[tuple[Expression, Expression]] = []
         while self._taken("if"):
             condition = self._operation(_OR)
             self._expect("else")
             cases.append((condition, value))
             value = self._operation(_OR)
-        return _chosen(cases, value) if cases else value
+        return _chosen(cases, value)
 
     def _operation(self, least: int) -> Expression:
         """Operands and the operators between them that bind at least so tightly."""
         value = self._negated() if least <= _NOT and self._word == "not" else self._signed()
-        while (level := _LEVELS.get(self._word, 0)) >= least:
+        level = _LEVELS.get(self._word, 0)
+        while level >= least:
             rest: _Rest = []
-            while _LEVELS.get(self._word) == level:
-                rest.append((self._advance(), self._operation(level + 1)))
-            if level <= _AND:
-                value = _one_of(value, rest, until=level == _OR)
+            this = level
+            while level == this:
+                rest.append((self._advance(), self._signed() if this == _PRODUCT else self._operation(this + 1)))
+                level = _LEVELS.get(self._word, 0)
+            if this <= _AND:
+                value = _one_of(value, rest, until=this == _OR)
             else:
-                value = _compared(value, rest) if level == _COMPARED else _calculated(value, rest)
+                value = _compared(value, rest) if this == _COMPARED else _calculated(value, rest)
         return value
 
     def _negated(self) -> Expression:
