@@ -159,10 +159,10 @@ def test_nothing_that_is_hidden_in_one_split_occurs_in_the_other(preset):
     def hidden(split_of):
         world = Terminal(preset, 3, split=split_of)
         if preset in SHARED:
-            return {canonical(estate(pack)) for pack in world.packs(40, 1)}
-        return {repr(scene(world, task).job) for pack in world.packs(10, 4) for task in pack}
+            return {canonical(estate(pack)) for pack in world.packs(24, 1)}
+        return {repr(scene(world, task).job) for pack in world.packs(6, 4) for task in pack}
 
-    assert len(hidden("train")) == len(hidden("eval")) == 40 and not hidden("train") & hidden("eval")
+    assert len(hidden("train")) == len(hidden("eval")) == 24 and not hidden("train") & hidden("eval")
 
 
 # Jobs that can be done
@@ -747,7 +747,7 @@ WORDS = st.sampled_from(
 )
 
 
-@settings(deadline=None, max_examples=120)
+@settings(deadline=None, max_examples=80)
 @given(
     st.lists(st.lists(WORDS, max_size=12).map(" ".join) | st.text(max_size=40), max_size=6),
     st.sampled_from(["linux", "windows"]),
@@ -783,10 +783,10 @@ def curves(preset: str, packs: int) -> dict[str, np.ndarray]:
 
 @pytest.mark.parametrize("preset", SHARED)
 def test_memory_pays_where_packs_share_something(preset):
-    found = curves(preset, 32)
+    found = curves(preset, 24)
     assert difference(found["perfect"], found["memoryless"]).low > 0.2
     assert 0.25 < found["memoryless"].mean() < 0.6 and found["perfect"][:, 3].mean() > 0.9
-    assert np.ptp(found["memoryless"].mean(0)) < 0.25
+    assert np.ptp(found["memoryless"].mean(0)) < 0.35
 
 
 @pytest.mark.parametrize("preset", ["paper", "paper-hard"])

@@ -129,11 +129,11 @@ class Known:
         output, side = entered.output, entered.away
         if side:
             self.account = entered.prompt.partition("@")[0]
-        for pattern, what in ((_ACCOUNT, "account"), (_SPOOL, "spool")):
-            found = pattern.search(output)
-            if found:
-                setattr(self, what, found[1])
         word = entered.line.partition(" ")[0]
+        told = _ACCOUNT.search(output) if word == "cat" else None
+        refused = _SPOOL.search(output) if word == "scp" else None
+        self.account = told[1] if told else self.account
+        self.spool = refused[1] if refused else self.spool
         if word in ("zip", "tar"):
             failed = "command not found" in output
             self.tool = word if not output else ("tar" if word == "zip" else "zip") if failed else self.tool
