@@ -31,8 +31,9 @@ LAKE = "frozen-lake:small"
 
 @pytest.fixture(autouse=True)
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """Commands run in an empty folder and know no endpoint."""
+    """Commands run in an empty folder and know no endpoint; of one in trouble they ask again soon."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("cod_agent.models.openai.FIRST_WAIT", 0.01)
     for name in ("OPENAI_API_KEY", "OPENAI_BASE_URL", "FORCE_COLOR"):
         monkeypatch.delenv(name, raising=False)
     yield tmp_path

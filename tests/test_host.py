@@ -408,7 +408,10 @@ async def test_a_task_is_tried_until_the_model_answers(tmp_path: Path, server: S
         assert (await host.http.get("/ready")).json()["ready"] is True
 
 
-async def test_an_update_is_tried_until_the_model_answers(tmp_path: Path, server: ScriptedServer) -> None:
+async def test_an_update_is_tried_until_the_model_answers(
+    tmp_path: Path, server: ScriptedServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cod_agent.models.openai.FIRST_WAIT", 0.01)
     async with near(tmp_path, server.url) as host:
         await host.submit()
         server.reply = lambda request, n: Fault(garbage=b"<html>")
