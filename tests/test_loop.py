@@ -18,7 +18,10 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from click.testing import Result
+from typer.testing import CliRunner
 
+from cod_agent.cli import app
 from cod_agent.errors import CodError, StoreFull, UnknownName, UsageError
 from cod_train.loop import report
 from cod_train.loop.children import Child, Server
@@ -278,13 +281,20 @@ def test_a_promotion_that_serving_takes_back_is_noted_with_its_reason(tmp_path: 
     assert said == {"name": "old", "weights": "old@1", "taken_back": "its log-probabilities differ"}
 
 
+def refused(*words: Any) -> Result:
+    """`cod loop WORDS`, in this process: nothing starts."""
+    done = CliRunner().invoke(app, ["loop", *map(str, words)], prog_name="cod")
+    assert done.exit_code == 1, done.output
+    return done
+
+
 def test_two_loops_in_a_folder_are_refused(tmp_path: Path) -> None:
     from cod_train.verl_main import alone_in
 
     out = tmp_path / "loop"
     with alone_in(out, "loop"):
-        done = run("--out", out, "--config", "cpu_tiny", ok=False)
-    assert done.returncode == 1 and f"another loop runs in {out}" in done.stderr
+        done = refused("--out", out, "--config", "cpu_tiny")
+    assert f"another loop runs in {out}" in done.stderr
 
 
 @pytest.mark.parametrize(
@@ -298,8 +308,7 @@ def test_two_loops_in_a_folder_are_refused(tmp_path: Path) -> None:
     ],
 )
 def test_wrong_words_are_refused_before_anything_starts(words: tuple[str, ...], said: str, tmp_path: Path) -> None:
-    done = run("--out", tmp_path / "loop", *words, ok=False)
-    assert done.returncode == 1 and said in done.stderr
+    assert said in refused("--out", tmp_path / "loop", *words).stderr
     assert not (tmp_path / "loop").exists()
 
 
