@@ -251,9 +251,11 @@ class _Reader:
     def _group(self) -> str:
         if not self.pack:
             return ""
-        # Another length, or no updates at all, changes what a position's later rewards amount to.
+        # Another length, updates that are held back, or none at all change what a position's later rewards amount to.
         alone = "" if self.settings.get("updates", True) else ", no updates"
-        return f"{self.environment}: {json.loads(self.pack)['id']}, {self.length} tasks{alone}"
+        gate = self.settings.get("gate", "open")
+        gated = "" if gate == "open" else f", gate {gate}"
+        return f"{self.environment}: {json.loads(self.pack)['id']}, {self.length} tasks{alone}{gated}"
 
     def _updates(self) -> list[_Episode]:
         """Those that were settled and were followed by something that was judged."""

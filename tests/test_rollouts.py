@@ -291,10 +291,11 @@ def test_rollouts_of_a_pack_share_a_group_across_files(tmp_path: Path) -> None:
     lived(two, pack(1, 0, name="other"))
     lived(two, pack(1, 0), agent="control", updates=False)
     lived(two, pack(1, 0, 0), agent="longer")
+    lived(two, pack(1, 0), agent="gated", gate="review")
     rollouts, account = read_rollouts([one, two, tmp_path / "." / "1.db"])
-    assert account.rollouts == 6 and len({rollout.name for rollout in rollouts}) == 6
+    assert account.rollouts == 7 and len({rollout.name for rollout in rollouts}) == 7
     first, second, third, *others = [rollout.group for rollout in rollouts]
-    assert first == second == third and len({first, *others}) == 4
+    assert first == second == third and len({first, *others}) == 5
 
 
 # ---- what was cut short ----
