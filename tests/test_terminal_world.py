@@ -783,10 +783,10 @@ def curves(preset: str, packs: int) -> dict[str, np.ndarray]:
 
 @pytest.mark.parametrize("preset", SHARED)
 def test_memory_pays_where_packs_share_something(preset):
-    found = curves(preset, 24)
+    found = curves(preset, 24 if preset == "small" else 12)
     assert difference(found["perfect"], found["memoryless"]).low > 0.2
     assert 0.25 < found["memoryless"].mean() < 0.6 and found["perfect"][:, 3].mean() > 0.9
-    assert np.ptp(found["memoryless"].mean(0)) < 0.35
+    assert np.ptp(found["memoryless"].mean(0)) < 0.45
 
 
 @pytest.mark.parametrize("preset", ["paper", "paper-hard"])
