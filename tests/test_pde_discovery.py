@@ -298,6 +298,15 @@ def test_any_evidence_can_be_regressed(points):
         assert read_equation(written(one.equation), ALL).keys() == one.equation.keys()
 
 
+@pytest.mark.parametrize(("u", "times"), [(2.9986, 64), (-2.9944, 64), (2.9699, 256), (2.9447, 64)])
+def test_one_high_point_recalled_many_times_can_be_regressed(u, times):
+    session = by_hand(preset="paper-hard-forgets")
+    session.reset()
+    assert session.step("recall " + "; ".join([f"{u} 1"] * times)).text.startswith(f"recalled {times}")
+    seen = session.step("regress")
+    assert len(seen.text.splitlines()) == 10 and not seen.done
+
+
 # Actions
 
 

@@ -58,7 +58,13 @@ def fitted(points: Values, tried: Sequence[Support], best: int | None = None) ->
     designs = columns[:, chosen].transpose(1, 0, 2)  # [supports, n, size]
     normal = designs.transpose(0, 2, 1) @ designs
     right = designs.transpose(0, 2, 1) @ response
-    found = np.linalg.solve(normal + RIDGE * np.eye(chosen.shape[1]), right[..., None])[..., 0]
+    ridged = normal + RIDGE * np.eye(chosen.shape[1])
+    try:
+        found = np.linalg.solve(ridged, right[..., None])[..., 0]
+    except (
+        np.linalg.LinAlgError
+    ):  # one high point, recalled a hundred times: in so large numbers the ridge is rounded away
+        found = (np.linalg.pinv(ridged, hermitian=True) @ right[..., None])[..., 0]
     found = np.clip(np.round(found, 3), -999, 999) + 0.0
     errors = np.abs((designs @ found[..., None])[..., 0] - response).max(1)
     return [
