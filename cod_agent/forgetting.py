@@ -28,7 +28,7 @@ from cod_agent.errors import UsageError
 from cod_agent.journal.boundary import Boundary
 from cod_agent.journal.episode import current_episode
 from cod_agent.lifecycle import Lifecycle
-from cod_agent.memory import derivation, read, runs
+from cod_agent.memory import derivation, read, runs, versions
 from cod_agent.memory.descent import Place, places_of
 from cod_agent.memory.observations import unpack_observation
 from cod_agent.memory.removal import REASON, Removal, Removed
@@ -176,8 +176,10 @@ async def _derive(agent: CoDAgent, run: runs.Run) -> int | str:
             if await agent.memory.read(lambda conn, of=again: held(conn, of)):  # type: ignore[misc]
                 return REVIEW.format(again.name)
 
-            def adopt(conn: sqlite3.Connection, plan: derivation.Plan = plan, again: runs.Run = again) -> runs.Context:
-                found = runs.latest_context(conn, again.id)
+            def adopt(
+                conn: sqlite3.Connection, plan: derivation.Plan = plan, again: runs.Run = again
+            ) -> versions.Context:
+                found = versions.latest(conn, again.id)
                 then = derivation.following(conn, run, plan, found.version)
                 more = {"derive": then.json()} if then else {}
                 return runs.adopt(conn, run, found.id, {"reason": REASON, "derived": plan.run, **more})

@@ -34,7 +34,7 @@ from cod_agent.journal.boundary import Aborted, Boundary
 from cod_agent.journal.episode import Episode
 from cod_agent.journal.pieces import Pieces
 from cod_agent.journal.tap import Redact, Tap
-from cod_agent.memory import read, runs
+from cod_agent.memory import read, runs, versions
 from cod_agent.memory.database import Memory
 from cod_agent.models.base import Model
 from cod_agent.solvers.base import Solver
@@ -73,7 +73,7 @@ class _Update:
     """An update episode that is due."""
 
     episode_id: int
-    before: runs.Context
+    before: versions.Context
     lines: tuple[Line, ...]
     """Of `before`."""
     trajectory: Trajectory
@@ -118,11 +118,11 @@ class Lifecycle:
 
     def keep(self, conn: sqlite3.Connection, known: runs.Lived, reason: str) -> None:
         """Inside a transaction: give up an update that is due; the last good context stays."""
-        latest = runs.latest_context(conn, self.run.id)
+        latest = versions.latest(conn, self.run.id)
         episode_id, _ = runs.begin_episode(conn, self.run.id, known.position, "update", latest.id)
         runs.kept(conn, self.run, known, episode_id, reason)
 
-    async def _handed(self, position: int) -> runs.Given | None:
+    async def _handed(self, position: int) -> versions.Given | None:
         """The context that is given to a task which was not begun yet; one that was has it on record."""
         give = self.ways.given
         if give is None or await self.ways.memory.read(
@@ -134,7 +134,7 @@ class Lifecycle:
         if not isinstance(body, str):
             raise UsageError(f"given(run, position) is the text of a context, not {type(body).__name__} {body!r:.60}")
         body = self.ways.redact(body) if self.ways.redact else body
-        return runs.Given(body, str(getattr(give, "name", "given")))
+        return versions.Given(body, str(getattr(give, "name", "given")))
 
     # ---- solve ----
 
@@ -151,7 +151,9 @@ class Lifecycle:
         before = await self.ways.memory.read(lambda conn: read.carried(conn, self.run, position)) if remembers else None
         return started(self.environment, task, before)
 
-    async def _solve(self, known: runs.Lived, before: runs.Context, given: Task) -> tuple[runs.Lived, _Update | None]:
+    async def _solve(
+        self, known: runs.Lived, before: versions.Context, given: Task
+    ) -> tuple[runs.Lived, _Update | None]:
         ways, position = self.ways, known.position
         episode = await self._episode(int(known.solve_id or 0), known.fresh)
         session = await self._session(position, given)
@@ -202,9 +204,9 @@ class Lifecycle:
         if not self._wants_update(known):
             runs.closed(conn, self.run, known)
             return known, None
-        latest = runs.latest_context(conn, self.run.id)
+        latest = versions.latest(conn, self.run.id)
         episode_id, fresh = runs.begin_episode(conn, self.run.id, position, "update", latest.id)
-        before = latest if fresh else read.started_from(conn, episode_id)
+        before = latest if fresh else versions.started_from(conn, episode_id)
         trajectory = read.trajectory(conn, int(known.solve_id or 0), known)
         return known, _Update(episode_id, before, blame(conn, before.id), trajectory, fresh)
 

@@ -15,7 +15,7 @@ from cod_agent.errors import ModelOverloaded
 from cod_agent.journal import current_episode, record_completion
 from cod_agent.journal.answers import Answer
 from cod_agent.journal.requests import read_request
-from cod_agent.memory import read, runs
+from cod_agent.memory import read, runs, versions
 from cod_agent.memory.content import STYLES
 from cod_agent.memory.tombstones import bury
 
@@ -163,7 +163,7 @@ def _gated(conn: sqlite3.Connection) -> None:
     _solved(conn, other, 0, "")
 
 
-def _solved(conn: sqlite3.Connection, run: runs.Run, position: int, held: str) -> runs.Context:
+def _solved(conn: sqlite3.Connection, run: runs.Run, position: int, held: str) -> versions.Context:
     task = Task(id=f"g{position}", prompt="Go on.")
     known, before = runs.begin_task(conn, run, position, task)
     runs.solved(conn, run, known, "an answer")

@@ -16,7 +16,7 @@ import numpy as np
 
 from cod_agent.errors import UnknownName
 from cod_agent.evaluation.result import NO_CONTEXT
-from cod_agent.memory import read, runs
+from cod_agent.memory import read, runs, versions
 
 if TYPE_CHECKING:
     from cod_agent.evaluation.result import Arm
@@ -125,7 +125,7 @@ def sample(conn: sqlite3.Connection, arm: Arm, pack: int, why: str, beside: Samp
 
 def _lived(conn: sqlite3.Connection, run: runs.Run, at: int) -> LivedTask:
     known, outcome = read.position(conn, run, at), read.outcome(conn, run, at)
-    before = runs.context(conn, known.context_id).body if known.context_id else ""
+    before = versions.get(conn, known.context_id).body if known.context_id else ""
     seen = read.trajectory(conn, known.solve_id or 0, known)
     said = outcome.feedback
     return LivedTask(

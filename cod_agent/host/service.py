@@ -17,19 +17,17 @@ from typing import Any, TypeVar
 
 from cod_agent.agent import CoDAgent
 from cod_agent.budget import Budget
-from cod_agent.environments import make_world
-from cod_agent.errors import CodError, ModelError, ModelGarbled, ModelRefused, UsageError
+from cod_agent.errors import CodError, ModelError, ModelGarbled, ModelRefused
 from cod_agent.events import TaskEnded
 from cod_agent.host import inbox, schema, views
 from cod_agent.host.errors import Busy, Draining, Invalid, StillUnderWay, said_of
 from cod_agent.host.events import Hub
 from cod_agent.host.lines import Job, Line
 from cod_agent.host.settings import Settings, secrets_of
+from cod_agent.host.setup import kept_of, set_up
 from cod_agent.journal.tap import Tap
-from cod_agent.memory import Memory, read, runs
+from cod_agent.memory import Memory, read, runs, versions
 from cod_agent.memory.readonly import look
-from cod_agent.models import resolve
-from cod_agent.models.base import Model, Sampling
 from cod_agent.tasks import Feedback, Outcome, Task
 
 log = logging.getLogger("cod_agent.host")
@@ -60,11 +58,11 @@ class Service:
         """Open memory and model, and go on with what was left. Returns how many tasks and updates that is.
 
         Raises:
-            StoreError, UnknownName, UsageError, MissingExtra: see `Memory.open`, `make_world`, `resolve`.
+            StoreError, UnknownName, UsageError, MissingExtra: see `Memory.open` and `set_up`.
         """
         self.memory = Memory.open(self.settings.memory)
         try:
-            self.world, self.model = _set_up(self.settings)
+            self.world, self.model = set_up(self.settings)
             self._tap = Tap(secrets_of(self.settings).beside(getattr(self.model, "secrets", {})))
         except BaseException:
             self.memory.close()
@@ -178,7 +176,7 @@ class Service:
                 f"a task of run {run!r} is under way for more than {self.settings.patience:g} s, and a decision waits for its end: ask "
                 "again"
             ) from None
-        head = await self.memory.read(lambda conn: runs.latest_context(conn, found.id))
+        head = await self.memory.read(lambda conn: versions.latest(conn, found.id))
         return schema.Decided(agent=agent, run=run, version=head.version)
 
     def look(self, view: Callable[..., T], *given: Any) -> T:
@@ -357,46 +355,11 @@ class Service:
             run_budget=self._run_budget,
             gate=self.settings.gate,
             redact=self._tap.redact,
-            settings={inbox.MARK: _kept(self.settings)},
+            settings={inbox.MARK: kept_of(self.settings)},
         )
-
-
-def _set_up(settings: Settings) -> tuple[Any, Model]:
-    """The world, if there is one, and the model, which understands it.
-
-    Raises:
-        UnknownName, UsageError, MissingExtra: see `make_world` and `resolve`.
-    """
-    # Players of a world speak its compact form; a language model says itself what it speaks.
-    world = settings.environment and make_world(settings.environment, form=settings.form or "compact")
-    model = resolve(
-        settings.model,
-        world=world or None,
-        sampling=Sampling(temperature=settings.temperature, max_tokens=settings.max_tokens),
-        base_url=settings.base_url,
-        api_key=settings.api_key.get_secret_value() if settings.api_key else None,
-        concurrency=settings.concurrency,
-        timeout=settings.timeout,
-        exact=settings.exact,
-    )
-    if not world:
-        if model.form == "compact":
-            raise UsageError(
-                f"the model {model.name} speaks the compact form of a world only: name one (--environment frozen-lake:small), "
-                "or a model that reads"
-            )
-        return None, model
-    form = settings.form or model.form
-    return (world if world.form == form else make_world(settings.environment or "", form=form)), model
 
 
 def _about_request(error: ModelError) -> bool:
     """Whether another request may well be answered: this one was too long, say, or its answer none."""
     refused = isinstance(error, ModelRefused) and error.status not in (401, 403, 404)
     return refused or isinstance(error, ModelGarbled)
-
-
-def _kept(settings: Settings) -> dict[str, Any]:
-    """What is kept with each run."""
-    names = {"model", "exact", "temperature", "max_tokens", "environment", "form"}
-    return settings.model_dump(mode="json", include=names)

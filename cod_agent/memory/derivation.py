@@ -17,7 +17,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from cod_agent.memory import read, runs
+from cod_agent.memory import read, versions
 from cod_agent.memory.descent import Descent, Place
 from cod_agent.memory.runs import Run
 
@@ -47,7 +47,7 @@ class Plan:
 
 def plan_of(conn: sqlite3.Connection, run: Run, descent: Descent) -> Plan | None:
     """What a run has to derive again once `descent` is forgotten; None: its newest version is not of it, and no plan of before is."""
-    newest, chain = runs.latest_context(conn, run.id).id, list[int]()
+    newest, chain = versions.latest(conn, run.id).id, list[int]()
     at = newest
     while at in descent.contexts:
         chain.append(at)
@@ -69,7 +69,7 @@ def plan_of(conn: sqlite3.Connection, run: Run, descent: Descent) -> Plan | None
 
 def further(conn: sqlite3.Connection, run: Run, plan: Plan) -> tuple[Named, ...]:
     """The updates a run made since it forgot, that its newest version comes from."""
-    at: int | None = runs.latest_context(conn, run.id).id
+    at: int | None = versions.latest(conn, run.id).id
     chain: list[int] = []
     while at is not None:
         chain.append(at)

@@ -8,9 +8,9 @@ from typing import Any
 
 from cod_agent.context import Trajectory, Turn
 from cod_agent.errors import UnknownName
-from cod_agent.memory import gone, runs
+from cod_agent.memory import gone, runs, versions
 from cod_agent.memory.observations import unpack_observation
-from cod_agent.memory.runs import Context, Lived, Run
+from cod_agent.memory.runs import Lived, Run
 from cod_agent.tasks import Observation, Outcome, UpdateStatus
 
 
@@ -68,11 +68,6 @@ def unknown_version(conn: sqlite3.Connection, run_id: int, version: int | None) 
         (run_id,),
     ).fetchone()
     return UnknownName(f"run {run!r} of agent {agent!r} has no context version {version}: it has 0 to {newest}")
-
-
-def started_from(conn: sqlite3.Connection, episode_id: int) -> Context:
-    """The context an episode started from."""
-    return runs.context(conn, conn.execute("SELECT context_id FROM episodes WHERE id = ?", (episode_id,)).fetchone()[0])
 
 
 def carried(conn: sqlite3.Connection, run: Run, at: int) -> Any:
@@ -141,7 +136,7 @@ def outcome(conn: sqlite3.Connection, run: Run, at: int) -> Outcome:
         update = "kept" if wrote is None else "held" if held else "written"
         # Feedback may come late: what the update began with, and left in force, is newer than what the task was solved with.
         after = wrote if update == "written" else began
-    context = runs.context(conn, after)
+    context = versions.get(conn, after)
     calls = conn.execute(
         "SELECT count(*) FROM calls c JOIN episodes e ON e.id = c.episode_id WHERE e.run_id = ? AND e.position = ?",
         (run.id, at),

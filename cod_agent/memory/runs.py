@@ -6,14 +6,13 @@ that dies leaves nothing behind but these rows, and whoever opens the run again 
 
 from __future__ import annotations
 
-import json
 import sqlite3
 import time
 from dataclasses import dataclass
 from typing import Any
 
-from cod_agent.errors import TaskMismatch, UnknownName, UsageError, VerificationFailed
-from cod_agent.memory import gone, lease, rows
+from cod_agent.errors import TaskMismatch, UnknownName, UsageError
+from cod_agent.memory import gone, lease, rows, versions
 from cod_agent.memory.hashing import canonical, chain, digest, text_hash, value_hash
 from cod_agent.tasks import Feedback, Task
 
@@ -29,27 +28,6 @@ class Run:
     name: str
     length: int | None
     """Tasks of a declared pack; None for an open-ended life."""
-
-
-@dataclass(frozen=True, slots=True)
-class Context:
-    """A row of `contexts`: one version."""
-
-    id: int
-    run_id: int
-    version: int
-    body: str
-    hash: str
-    gone: bool = False
-    """Whether its text was forgotten or pruned; the body is "" then."""
-
-
-@dataclass(frozen=True, slots=True)
-class Given:
-    """A context that does not come from the run's own updates, and the name of what gave it."""
-
-    body: str
-    name: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,17 +87,11 @@ def open_run(
             (start,),
         ).fetchone()
         if body is None:
-            raise _lost(origin)
-    _write_version(conn, run_id, 0, start, body, [])
+            raise versions.lost(origin)
+    versions.write(conn, run_id, start, body, [])
     lease.take(conn, run_id, agent, name)
     commit(conn, run_id, "began", None, {**said, "context": text_hash(body), "origin": origin})
     return Run(run_id, agent, name, length)
-
-
-def _lost(origin: list[Any]) -> UsageError:
-    return UsageError(
-        f"version {origin[2]} of run {origin[1]!r} was forgotten or pruned: its text is gone, take another one"
-    )
 
 
 def find_run(conn: sqlite3.Connection, agent: str, name: str) -> Run:
@@ -158,26 +130,6 @@ def commit(
     return int(seq)
 
 
-def latest_context(conn: sqlite3.Connection, run_id: int) -> Context:
-    """The newest version that is not held back; version 0 is the empty one, or the one a fork began with."""
-    return _version(conn, "run_id = ? AND held = '' ORDER BY version DESC LIMIT 1", run_id)
-
-
-def _next_version(conn: sqlite3.Connection, run_id: int) -> int:
-    return int(conn.execute("SELECT max(version) + 1 FROM contexts WHERE run_id = ?", (run_id,)).fetchone()[0])
-
-
-def context(conn: sqlite3.Connection, context_id: int) -> Context:
-    """A version."""
-    return _version(conn, "id = ?", context_id)
-
-
-def _version(conn: sqlite3.Connection, which: str, value: int) -> Context:
-    query = f"SELECT id, run_id, version, coalesce(body, ''), hash, body IS NULL FROM contexts WHERE {which}"
-    row_id, run_id, version, body, hashed, lost = conn.execute(query, (value,)).fetchone()
-    return Context(row_id, run_id, version, body, hashed, bool(lost))
-
-
 def lived(conn: sqlite3.Connection, run_id: int, position: int) -> Lived | None:
     """What is known of a position, or None if it was never begun. Where a text is gone, a word in brackets says why."""
     row = conn.execute(
@@ -207,8 +159,8 @@ def next_position(conn: sqlite3.Connection, run_id: int) -> int:
 
 
 def begin_task(
-    conn: sqlite3.Connection, run: Run, position: int, task: Task, given: Given | None = None
-) -> tuple[Lived, Context]:
+    conn: sqlite3.Connection, run: Run, position: int, task: Task, given: versions.Given | None = None
+) -> tuple[Lived, versions.Context]:
     """The task at a position, with the context its solve episode starts from; begun if it is new.
 
     Args:
@@ -225,53 +177,17 @@ def begin_task(
                 "the tasks in the order they had, start another run, or give up a task that stands unfinished with agent.abandon()"
             )
         if known.context_id is not None:
-            return known, _as_written(run, context(conn, known.context_id))
+            return known, versions.as_written(run, versions.get(conn, known.context_id))
     lease.hold(conn, run.id)
-    before = _as_written(run, latest_context(conn, run.id))
+    before = versions.as_written(run, versions.latest(conn, run.id))
     if given is not None and given.body != before.body:
-        before = _give(conn, before, given)
+        before = versions.give(conn, before, given)
     body = task.model_dump_json()
     row = {"run_id": run.id, "position": position, "name": task.id, "fingerprint": task.fingerprint}
     row_id = rows.insert(conn, "tasks", {**row, "body": body, "state": "open"})
     episode_id, _ = begin_episode(conn, run.id, position, "solve", before.id)
     begun = Lived(row_id, position, task, "open", "", None, "", episode_id, before.id, task.fingerprint, fresh=True)
     return begun, before
-
-
-def _as_written(run: Run, found: Context) -> Context:
-    """A version, if its text is the one that was written: nobody is to act on a note that somebody changed in the file.
-
-    Raises:
-        VerificationFailed: it is not.
-    """
-    if not found.gone and text_hash(found.body) != found.hash:
-        raise VerificationFailed(
-            f"context version {found.version} of run {run.name!r} of agent {run.agent!r} is not the text that was written: somebody "
-            "changed it in the file; `cod verify` says what else, restore a backup"
-        )
-    return found
-
-
-def _give(conn: sqlite3.Connection, before: Context, given: Given) -> Context:
-    """A version that no update wrote; the commit of the task that is solved with it says where it came from."""
-    version = _next_version(conn, before.run_id)
-    return _write_version(conn, before.run_id, version, before.id, given.body, [{"given": given.name}])
-
-
-def _write_version(
-    conn: sqlite3.Connection,
-    run_id: int,
-    version: int,
-    parent_id: int | None,
-    body: str,
-    sources: list[dict[str, Any]],
-    **written: Any,
-) -> Context:
-    """A row of `contexts`; `written` by an update: its episode, weights, and why it is held."""
-    hashed = text_hash(body)
-    row = {"run_id": run_id, "version": version, "parent_id": parent_id, "body": body, "hash": hashed, **written}
-    new_id = rows.insert(conn, "contexts", {**row, "sources": canonical(sources), "created": time.time()})
-    return Context(new_id, run_id, version, body, hashed)
 
 
 def begin_episode(conn: sqlite3.Connection, run_id: int, position: int, kind: str, context_id: int) -> tuple[int, bool]:
@@ -309,7 +225,7 @@ def solved(
     lease.hold(conn, run.id)
     made = end_episode(conn, int(known.solve_id or 0), state, reason)
     rows.update(conn, "tasks", known.id, {"state": "solved", "answer": answer, "reason": reason})
-    before = context(conn, int(known.context_id or 0))
+    before = versions.get(conn, int(known.context_id or 0))
     said = {
         "fingerprint": known.fingerprint,
         "answer": text_hash(answer),
@@ -317,15 +233,9 @@ def solved(
         "from": [before.version, before.hash],
         "state": state,
         "reason": reason,
-        **_was_given(conn, before),
+        **versions.was_given(conn, before),
     }
     commit(conn, run.id, "solved", known.position, said)
-
-
-def _was_given(conn: sqlite3.Connection, before: Context) -> dict[str, Any]:
-    row = conn.execute("SELECT episode_id, sources FROM contexts WHERE id = ?", (before.id,)).fetchone()
-    given = before.version and row[0] is None and row[1].startswith('[{"given":')
-    return {"given": json.loads(row[1])} if given else {}
 
 
 def judged(conn: sqlite3.Connection, run: Run, known: Lived, feedback: Feedback) -> None:
@@ -346,7 +256,7 @@ def updated(
     body: str,
     sources: list[dict[str, Any]],
     held: str = "",
-) -> Context:
+) -> versions.Context:
     """judged -> updated, with a new version of the context.
 
     Args:
@@ -354,15 +264,14 @@ def updated(
     """
     lease.hold(conn, run.id)
     made = end_episode(conn, episode_id, "done")
-    parent = _started_from(conn, episode_id)
-    version = _next_version(conn, run.id)
+    parent = versions.started_from(conn, episode_id)
     weights = conn.execute(
         "SELECT weights FROM calls WHERE episode_id = ? ORDER BY id DESC LIMIT 1", (episode_id,)
     ).fetchone()
     wrote = {"weights": weights[0] if weights else "", "held": held}
-    new = _write_version(conn, run.id, version, parent.id, body, sources, episode_id=episode_id, **wrote)
+    new = versions.write(conn, run.id, parent.id, body, sources, episode_id=episode_id, **wrote)
     rows.update(conn, "tasks", known.id, {"state": "updated"})
-    said = {"episode": made, "from": [parent.version, parent.hash], "version": version, "context": new.hash}
+    said = {"episode": made, "from": [parent.version, parent.hash], "version": new.version, "context": new.hash}
     said |= {"sources": sources, "weights": wrote["weights"]}
     # Findings quote the text that was held back. Their hashes are committed, so that they can go with it.
     said |= {"held": text_hash(held), "sources": value_hash(sources)} if held else {}
@@ -370,18 +279,18 @@ def updated(
     return new
 
 
-def kept(conn: sqlite3.Connection, run: Run, known: Lived, episode_id: int, reason: str) -> Context:
+def kept(conn: sqlite3.Connection, run: Run, known: Lived, episode_id: int, reason: str) -> versions.Context:
     """judged -> updated, the last good context staying because the update was refused."""
     lease.hold(conn, run.id)
     made = end_episode(conn, episode_id, "refused", reason)
     rows.update(conn, "tasks", known.id, {"state": "updated"})
-    before = _started_from(conn, episode_id)
+    before = versions.started_from(conn, episode_id)
     said = {"episode": made, "from": [before.version, before.hash], "reason": reason}
     commit(conn, run.id, "kept", known.position, said)
-    return latest_context(conn, run.id)
+    return versions.latest(conn, run.id)
 
 
-def adopt(conn: sqlite3.Connection, run: Run, source_id: int, why: dict[str, Any]) -> Context:
+def adopt(conn: sqlite3.Connection, run: Run, source_id: int, why: dict[str, Any]) -> versions.Context:
     """A new version that says what an old one says: one that was held back is accepted, a run goes back, or goes on from what another
     run derived. Nothing is edited: the old version stays where it is.
 
@@ -397,12 +306,11 @@ def adopt(conn: sqlite3.Connection, run: Run, source_id: int, why: dict[str, Any
     ).fetchone()
     body, hashed, held, decided, *origin = row
     if body is None:
-        raise _lost(origin)
-    version = _next_version(conn, run.id)
-    new = _write_version(conn, run.id, version, source_id, body, [{"adopted": origin}])
+        raise versions.lost(origin)
+    new = versions.write(conn, run.id, source_id, body, [{"adopted": origin}])
     if held and not decided:
         rows.update(conn, "contexts", source_id, {"decided": "adopted"})
-    said = {"version": version, "context": hashed, "of": origin, **why}
+    said = {"version": new.version, "context": hashed, "of": origin, **why}
     commit(conn, run.id, "adopted", None, said, detailed=True)
     return new
 
@@ -430,7 +338,3 @@ def closed(conn: sqlite3.Connection, run: Run, known: Lived) -> None:
     lease.hold(conn, run.id)
     rows.update(conn, "tasks", known.id, {"state": "closed"})
     commit(conn, run.id, "closed", known.position, {})
-
-
-def _started_from(conn: sqlite3.Connection, episode_id: int) -> Context:
-    return context(conn, conn.execute("SELECT context_id FROM episodes WHERE id = ?", (episode_id,)).fetchone()[0])

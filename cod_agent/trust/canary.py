@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from cod_agent.errors import UsageError
 from cod_agent.events import ContextKept, ContextWritten
-from cod_agent.memory import read, runs
+from cod_agent.memory import read, runs, versions
 from cod_agent.tasks import Outcome, Pack
 from cod_agent.trust.review import Held, held
 from cod_agent.trust.write_gate import WriteGate
@@ -58,7 +58,7 @@ async def try_held(agent: CoDAgent, run: runs.Run, emit: Emit | None = None) -> 
         raise UsageError("there are no tasks to try a version on: give WriteGate(canaries=...)")
     trials = []
     for waiting in await agent.memory.read(lambda conn: held(conn, run)):
-        now = await agent.memory.read(lambda conn: runs.latest_context(conn, run.id))
+        now = await agent.memory.read(lambda conn: versions.latest(conn, run.id))
         if not waiting.moved_on and now.version == waiting.head:
             trials.append(await _try(agent, run, waiting, gate, emit))
     return trials
@@ -88,7 +88,7 @@ async def _try(agent: CoDAgent, run: runs.Run, waiting: Held, gate: WriteGate, e
     }
     adopted = not (wrong or lower)
 
-    def decide(conn: sqlite3.Connection) -> runs.Context | None:
+    def decide(conn: sqlite3.Connection) -> versions.Context | None:
         if adopted:
             return runs.adopt(conn, run, waiting.id, why)
         runs.refuse(conn, run, waiting.id, why)

@@ -19,7 +19,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from cod_agent.errors import UsageError
-from cod_agent.memory import read, runs
+from cod_agent.memory import read, runs, versions
 from cod_agent.trust.blame import Line, blame
 from cod_agent.trust.suspicions import Finding
 
@@ -60,7 +60,7 @@ class Held:
 
 def held(conn: sqlite3.Connection, run: runs.Run) -> list[Held]:
     """The versions of a run that wait for a decision, oldest first; none whose text is gone."""
-    head = runs.latest_context(conn, run.id)
+    head = versions.latest(conn, run.id)
     rows = conn.execute(
         "SELECT c.id, c.version, e.position, c.held, c.sources, c.body, p.hash FROM contexts c JOIN episodes e ON e.id = c.episode_id "
         "JOIN contexts p ON p.id = c.parent_id WHERE c.run_id = ? AND c.held <> '' AND c.decided = '' AND c.body IS NOT NULL "
@@ -79,7 +79,7 @@ def held(conn: sqlite3.Connection, run: runs.Run) -> list[Held]:
 
 def accept(
     conn: sqlite3.Connection, run: runs.Run, version: int, why: dict[str, Any], *, force: bool = False
-) -> runs.Context:
+) -> versions.Context:
     """Inside a transaction: put a version that is held back in force, as a new version of the same text.
 
     Args:
@@ -112,7 +112,7 @@ def refuse(conn: sqlite3.Connection, run: runs.Run, version: int, why: dict[str,
     runs.refuse(conn, run, read.version_id(conn, run.agent, run.name, version), why)
 
 
-def rollback(conn: sqlite3.Connection, run: runs.Run, version: int, why: dict[str, Any]) -> runs.Context:
+def rollback(conn: sqlite3.Connection, run: runs.Run, version: int, why: dict[str, Any]) -> versions.Context:
     """Inside a transaction: go back to what an older version says, as a new version.
 
     Raises:
@@ -123,8 +123,8 @@ def rollback(conn: sqlite3.Connection, run: runs.Run, version: int, why: dict[st
     waits, decided = conn.execute("SELECT held, decided FROM contexts WHERE id = ?", (row_id,)).fetchone()
     if waits and decided != "adopted":
         raise UsageError(f"version {version} of run {run.name!r} {_state(conn, row_id)}: it was never in force")
-    head = runs.latest_context(conn, run.id)
-    if runs.context(conn, row_id).hash == head.hash:
+    head = versions.latest(conn, run.id)
+    if versions.get(conn, row_id).hash == head.hash:
         raise UsageError(
             f"version {version} of run {run.name!r} says what version {head.version} says, which is in force"
         )
