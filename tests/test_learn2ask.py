@@ -526,3 +526,16 @@ def test_steps_and_answers_are_quick(preset, most):
         steps.append(time.thread_time() - between)
         answers.append(between - began)
     assert median(steps) < 1e-3 and median(answers) < most
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_no_reward_is_above_what_the_world_says_is_the_highest_and_that_one_is_reached(preset: str) -> None:
+    world = Learn2Ask(preset, 4, form="compact")
+    letters = [chr(ord("a") + topic) for topic in range(PRESETS[preset].topics)]
+    found = [
+        world.start(task).step(said) for task in world.pack(12) for said in ("stop", *(f"ask {one}" for one in letters))
+    ]
+    assert max(seen.feedback.reward for seen in found) == world.highest_reward
+    assert world.highest_reward == {"paper": 4, "paper-action": 4, "paper-additive": 3, "paper-content": 3}.get(
+        preset, 1
+    )

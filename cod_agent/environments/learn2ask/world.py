@@ -219,6 +219,7 @@ class Learn2Ask(DrawnWorld[Preset]):
             self._log, self._preset = read_log(data), data
             self.players = {}  # type: ignore[misc]  # nobody plays what only people understand
         self.name = f"{WORLD}:{preset}"
+        self.highest_reward = reward(self.preset.scoring, 1.0, 1.0) / self.preset.unit
         self._judge = ModelJudge(judge) if judge is not None and self.form == "natural" else None
 
     def rules(self) -> str:
