@@ -22,6 +22,7 @@ from cod_agent.errors import CodError, MissingExtra, ModelRefused, UsageError
 from cod_train.endpoint import Endpoint
 from cod_train.engines import Engine, engine_for
 from cod_train.model import Drawn, Generate
+from cod_train.verl_main import collect_less
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -87,6 +88,7 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("--threads", type=int, default=1, help="of torch; numpy's are OMP_NUM_THREADS")
     parser.add_argument("--seed", type=int, help="of the draws of requests without one (default: another each time)")
     said = parser.parse_args(words)
+    collect_less()  # the tokenizer brings torch along
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     try:
         tokenizer = tokenizer_of(said.folder)
