@@ -205,7 +205,7 @@ class PdeSession:
         self._over = True
         latest = min(self._candidates, key=lambda candidate: candidate.error, default=None)
         said = words.ending(self._form, how, why, final, latest)
-        text = (summary or said) if self._form == "compact" else f"{summary} {said}".strip()
+        text = (summary or said) if self._form == "compact" else f"{summary}\n{said}".strip()
         carried = None
         if self._preset.remembers:
             carried = {"pack": self._rod.number, "points": [list(point) for point in self._evidence]}
