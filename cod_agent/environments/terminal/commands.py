@@ -1,4 +1,7 @@
-"""The commands that look at one host and change it, and those that go from one to the other."""
+"""The commands that look at one host and change it, and those that go from one to the other.
+
+Each is what a shell runs under its name (`shell.Runner`): the shell, the name it was called by and its words, to the lines it prints.
+"""
 
 from __future__ import annotations
 
@@ -35,8 +38,8 @@ def ls(shell: Shell, name: str, args: Sequence[str]) -> list[str]:
             shown.append(("", [(word, node)]))
             return
         shell.host.allow(node, READ)
-        names = [each for each in sorted(node.children) if "a" in flags or each[0] != "."]
-        shown.append((word, [(each, node.children[each]) for each in names]))
+        names = [child for child in sorted(node.children) if "a" in flags or child[0] != "."]
+        shown.append((word, [(child, node.children[child]) for child in names]))
 
     errors: list[str] = []
     try:

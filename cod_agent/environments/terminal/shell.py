@@ -256,7 +256,7 @@ def globbed(host: Host, at: Path, word: str) -> list[str]:
         except Refusal:
             found = None
         names = sorted(found.children) if isinstance(found, Folder) else []
-        hits = [plain(folder) + each for each in names if each[0] != "." and matches(name, each)]
+        hits = [plain(folder) + child for child in names if child[0] != "." and matches(name, child)]
         if hits:
             return hits
     return [plain(word)]
