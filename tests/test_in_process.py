@@ -110,7 +110,7 @@ def test_a_killed_training_goes_on(tmp_path: Path) -> None:
     going = subprocess.Popen(
         command(*words, "--steps", 50), cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, start_new_session=True
     )
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 240
     while time.monotonic() < deadline and newest_checkpoint(out) is None:
         time.sleep(0.2)
     os.killpg(going.pid, signal.SIGKILL)
@@ -130,7 +130,7 @@ def test_who_ends_the_command_ends_the_training(tmp_path: Path) -> None:
     with (tmp_path / "said").open("w+") as said:
         going = subprocess.Popen(command(*words), cwd=ROOT, env=environment, stdout=said, stderr=said)
         try:
-            deadline = time.monotonic() + 120
+            deadline = time.monotonic() + 240
             while time.monotonic() < deadline and not steps(out):
                 time.sleep(0.2)
             going.send_signal(signal.SIGTERM)  # to the command alone, as a supervisor does
