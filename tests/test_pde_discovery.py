@@ -298,6 +298,10 @@ def test_any_evidence_can_be_regressed(points):
         assert read_equation(written(one.equation), ALL).keys() == one.equation.keys()
 
 
+def test_points_are_recalled_as_they_are_shown():
+    assert read_action("recall u = 0.2923, response = -0.1974\nu=.1 r=2", ALL).points == ((0.2923, -0.1974), (0.1, 2))
+
+
 @pytest.mark.parametrize(("u", "times"), [(2.9986, 64), (-2.9944, 64), (2.9699, 256), (2.9447, 64)])
 def test_one_high_point_recalled_many_times_can_be_regressed(u, times):
     session = by_hand(preset="paper-hard-forgets")

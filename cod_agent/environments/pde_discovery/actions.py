@@ -1,7 +1,7 @@
 """What an agent may do, and the strict reading of it. The grammar, the same in both forms:
 
     sample X T; X T; ...         also: sample x=.25 t=.1; (0.5, 0.1)
-    recall U R; U R; ...         also: recall u=.25 r=.1
+    recall U R; U R; ...         also: recall u=.25 r=.1, and as points are shown: u = .25, response = .1
     summarise
     regress                      all supports; `regress 2` or `regress max_terms=2`: of at most so many terms
     regress TERM, TERM | TERM    these supports
@@ -31,7 +31,7 @@ _PAIRS = {
     verb: re.compile(
         rf"\( ?(?:{one}=)?{_NUMBER}[ ,](?:{other}=)?{_NUMBER} ?\)|(?:{one}=)?{_NUMBER}[ ,](?:{other}=)?{_NUMBER}"
     )
-    for verb, one, other in (("sample", "x", "t"), ("recall", "u", "r"))
+    for verb, one, other in (("sample", "x", "t"), ("recall", "u", "r(?:esponse)?"))
 }
 _WORD = re.compile(r"\s*([A-Za-z]{1,12})(.*)", re.DOTALL)
 _AROUND = re.compile(r" ?([=,]) ?")
