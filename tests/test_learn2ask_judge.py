@@ -143,6 +143,7 @@ GOOD = {"word": "w", "content": "direct", "questions": 1, "feedback": "fine"}
         *(
             {**GOOD, "questions": 1.0},
             {**GOOD, "questions": -1},
+            {**GOOD, "questions": 1001},
             {**GOOD, "questions": "1"},
             {**GOOD, "feedback": None},
         ),
@@ -376,6 +377,7 @@ def test_a_task_of_a_file_that_changed_is_an_error_of_use(tmp_path: Path) -> Non
         ("3", "line 2: an object is expected, not int"),
         (row(cid=3), "line 2: cid is a text, not int"),
         ({"cid": "1"}, "line 2: diagn is missing"),
+        (row(diagnosis="a \ud800"), "line 2: diagn is no text, half of a sign"),
         (row(decision_truth="go"), "line 2: decision_truth is continue or stop, not 'go'"),
         (row(info_truth=None), "line 2: info_truth is a text, not NoneType"),
         (row(info_truth=" , "), "line 2: info_truth is empty"),
@@ -393,13 +395,16 @@ def test_what_is_wrong_with_a_file_is_said_with_line_and_field(tmp_path: Path, l
 
 
 def test_files_that_are_none_are_errors_that_say_what_to_do(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="cannot be read"):
-        Learn2Ask(str(tmp_path / "none.jsonl"))
+    for path in (str(tmp_path / "none.jsonl"), "a\0.jsonl", "~nobody-has-this-name/a.jsonl", "\ud800.jsonl"):
+        with pytest.raises(UsageError, match="cannot be read"):
+            Learn2Ask(path)
     with pytest.raises(UsageError, match="no consultations"):
         Learn2Ask(written(tmp_path, ["", " "]))
     (tmp_path / "raw.jsonl").write_bytes(b"{}\n\xff\n")
     with pytest.raises(UsageError, match="line 2: no UTF-8"):
         Learn2Ask(str(tmp_path / "raw.jsonl"))
+    (tmp_path / "marked.jsonl").write_text(json.dumps(row()), encoding="utf-8-sig")
+    assert Learn2Ask(str(tmp_path / "marked.jsonl")).name.endswith("marked.jsonl")
     world = Learn2Ask(written(tmp_path, [row()]), split="train")
     other = Learn2Ask(written(tmp_path, [row()]), split="eval")
     with pytest.raises(UsageError, match="belongs to the split"):

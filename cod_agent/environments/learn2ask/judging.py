@@ -24,6 +24,8 @@ from cod_agent.errors import ModelError
 TRIES = 6
 TOP_P = 0.95
 """With temperature 1. The published judge also has top-k 20, which not every endpoint takes."""
+MOST = 1000
+"""Questions in one: as many as an answer has characters. A judge that counts more has not counted."""
 LONGEST = 400
 """Characters of feedback that are kept."""
 _KEPT = 2000
@@ -139,7 +141,12 @@ def read_verdict(said: str, word: str) -> Verdict | None:
     if not isinstance(found, dict) or found.keys() != _FIELDS or found["word"] != word:
         return None
     content, questions, feedback = found["content"], found["questions"], found["feedback"]
-    if content not in CONTENTS or type(questions) is not int or questions < 0 or not isinstance(feedback, str):
+    if (
+        content not in CONTENTS
+        or type(questions) is not int
+        or not 0 <= questions <= MOST
+        or not isinstance(feedback, str)
+    ):
         return None
     return Verdict(content, questions, " ".join(feedback.split())[:LONGEST])
 

@@ -15,6 +15,7 @@ import hashlib
 import json
 import re
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +59,7 @@ class LogCase:
         return bool((_words(" ".join(item.rpartition(":")[2] for item in self.missing)) - known) & _words(feedback))
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Log:
     """A file of consultations."""
 
@@ -68,6 +69,11 @@ class Log:
     cases: tuple[LogCase, ...]
     """In the order of the file."""
 
+    @cached_property
+    def _of_eval(self) -> frozenset[str]:
+        """The diagnoses of the eval split."""
+        return frozenset(name for name in {case.diagnosis for case in self.cases} if of_eval(f"diagnosis:{name}"))
+
     def at(self, split: Split, seed: int, pack: int, index: int) -> LogCase:
         """The consultation at a place. A pack has those of one diagnosis in the order of the file, from a drawn one on, and after the
         last the first again.
@@ -75,7 +81,7 @@ class Log:
         Raises:
             UsageError: no diagnosis of the file belongs to that split.
         """
-        ours = [case for case in self.cases if of_eval(f"diagnosis:{case.diagnosis}") == (split == "eval")]
+        ours = [case for case in self.cases if (case.diagnosis in self._of_eval) == (split == "eval")]
         if not ours:
             raise UsageError(f"no diagnosis in {self.path} belongs to the split {split}: give a file with more of them")
         first = ours[below(randomness("learn2ask", self.digest, split, seed, pack), len(ours))]
@@ -92,9 +98,11 @@ def read_log(path: str) -> Log:
     """
     try:
         raw = Path(path).expanduser().read_bytes()
-        text = raw.decode("utf-8")
-    except OSError as error:
-        raise UsageError(f"{path} cannot be read ({error.strerror or error}): name a JSON Lines file") from None
+    except (OSError, ValueError, RuntimeError) as error:  # there is no such user's home; no file has such a name
+        why = getattr(error, "strerror", None) or error
+        raise UsageError(f"{path!r} cannot be read ({why}): name a JSON Lines file") from None
+    try:
+        text = raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = raw[: error.start].count(b"\n") + 1
         raise UsageError(f"{path}, line {line}: no UTF-8 text ({error.reason})") from None
@@ -127,6 +135,8 @@ def _text(where: str, row: dict[str, Any], field: str) -> str:
     if not isinstance(value, str):
         said = "is missing" if field not in row else f"is a text, not {type(value).__name__}"
         raise UsageError(f"{where}: {field} {said}")
+    if any("\ud800" <= sign <= "\udfff" for sign in value):
+        raise UsageError(f"{where}: {field} is no text, half of a sign (a lone surrogate) is in it")
     return value
 
 
