@@ -1,6 +1,6 @@
 """Worlds in one word: `cod eval harder` measures several of them, each in packs of the size that the suite has.
 
-    all             The default preset of every built-in world, in packs of 4: a first look, and all of the kinds of thing that can be hidden.
+    all             The default preset of every built-in world, in packs of 4: a first look at all kinds of things that can be hidden.
     cross-domain    The presets that one trains with, in packs of 4. For a model trained in one of these worlds, the others say whether
                     what it learnt is to take notes or to know that world; none is made harder, so that only the world is new.
     harder          The hard presets, in packs of 8 instead of 4: longer ways, larger fields, materials that run out, more terms.
@@ -10,8 +10,8 @@
     tiny            The presets that the shipped tiny policies can read, in packs of 4. For a look within minutes on two cores.
 
 The published evaluation is that of arXiv 2606.20002. In the two `published` suites, environments remember as they did there, and
-`terminal:paper-hard` shares nothing between the tasks of a pack: a note has little to carry. In the others the same worlds are taken as they
-forget, or share.
+`terminal:paper-hard` shares nothing between the tasks of a pack: a note has little to carry. In the others the same worlds are taken as
+they forget, or share.
 """
 
 from __future__ import annotations
@@ -58,7 +58,9 @@ SUITES = {
         8,
     ),
     "published-8b": Suite(("frozen-lake:paper-hard", "alchemy:paper-hard", "terminal:paper-hard"), 8),
-    "published-27b": Suite(("pde-discovery:paper-hard", "optimal-control:paper-improve", "grid-navigation:paper-hard"), 8),
+    "published-27b": Suite(
+        ("pde-discovery:paper-hard", "optimal-control:paper-improve", "grid-navigation:paper-hard"), 8
+    ),
     "tiny": Suite(("frozen-lake:small", "alchemy:tiny", "grid-navigation:tiny"), 4),
 }
 
