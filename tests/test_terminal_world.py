@@ -276,6 +276,8 @@ def test_words_are_quoted_and_expanded_as_in_a_shell():
         ("echo `ls`", "substitution"),
         ("echo $(ls)", "subshells"),
         ("ls || ls", "pipes"),
+        ("mkdir -p b/{c,d}", "braces"),
+        ("touch [ab].txt", "sets of characters"),
         ("echo 'a", "looking for a matching '"),
         ("&& ls", "unexpected token"),
         ("ls && ; ls", "unexpected token"),
@@ -385,6 +387,12 @@ def test_what_is_packed_comes_out_as_it_was(pack, archive, format, unpack):
     assert content(terminal.local, archive).format == format and "archive" in said(terminal, f"cat {archive}")
     said(terminal, unpack)
     assert said(terminal, "cat out/d/a.txt out/d/e/b.txt") == "A\nB"
+
+
+def test_packing_does_not_list_what_is_packed():
+    terminal = shell()
+    written(terminal, "hidden.txt", "A")
+    assert said(terminal, "zip -r x ~") == "  adding: /home/anna"
 
 
 def test_archives_of_another_format_missing_members_and_files_that_are_there_are_refused():

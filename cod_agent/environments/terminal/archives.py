@@ -72,7 +72,9 @@ def zip_(shell: Shell, name: str, args: Sequence[str]) -> list[str]:
             if "j" not in flags or member.content is not None:
                 members[path] = Member(path, member.content, member.mode)
     _written(shell, name, target, Archive("zip", tuple(members.values())))
-    return [] if "q" in flags else [f"  adding: {'/'.join(path)}" for path in members]
+    return (
+        [] if "q" in flags else [f"  adding: {word}" for word in words[1:]]
+    )  # not all below it: that would be an ls -R
 
 
 def unzip(shell: Shell, name: str, args: Sequence[str]) -> list[str]:

@@ -34,6 +34,8 @@ _REFUSED = {
     ")": "subshells are not part of this shell",
 }
 
+_REFUSED_UNIX = {"{": "braces are not expanded by this shell", "[": "sets of characters are not expanded by this shell"}
+
 _RUN = re.compile(r"[A-Za-z0-9_./:@=+,-]+")
 """What means itself; only here to be quick."""
 
@@ -73,6 +75,8 @@ def split(line: str, *, windows: bool) -> list[Command]:
                 commands.append((";" if here == ";" else "&&", []))
         elif here in _REFUSED:
             raise Refusal(_REFUSED[here])
+        elif here in _REFUSED_UNIX and not windows and not (word or "").endswith(VARIABLE):
+            raise Refusal(_REFUSED_UNIX[here])
         elif here == "~" and word is None:
             word = HOME
         else:
