@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import math
 import re
@@ -19,7 +20,7 @@ from cod_agent.context import COMPACT, NATURAL, Message, Trajectory, Turn, messa
 from cod_agent.environments import make_world
 from cod_agent.environments.base import Environment, Remembering, started
 from cod_agent.environments.draws import randomness
-from cod_agent.environments.expressions import parse
+from cod_agent.environments.expressions import LENGTH, parse
 from cod_agent.environments.optimal_control import (
     PLAYERS,
     PRESETS,
@@ -35,7 +36,7 @@ from cod_agent.environments.optimal_control.world import _drawn
 from cod_agent.errors import MissingExtra, UnknownName, UsageError
 from cod_agent.evaluation.players import played
 from cod_agent.evaluation.statistics import difference
-from cod_agent.tasks import Task
+from cod_agent.tasks import Observation, Task
 
 GOLDEN = {
     "small": "037064bee6ccb14d9a5dd827cee53843150b0fa367bfb48e1f8b53b06908d31c",
@@ -408,12 +409,21 @@ def test_the_gains_are_those_of_the_riccati_equation_and_fly_the_best_unbounded_
     assert max(map(abs, controls)) < 1 and controls == pytest.approx(wanted.tolist(), abs=1e-6)
 
 
-@pytest.mark.parametrize(("preset", "least"), [("small", 0.05), ("paper", 0.1), ("paper-noisy", 0.1)])
-def test_memory_pays(preset, least):
+@pytest.mark.parametrize(
+    ("preset", "least", "floor"), [("small", 0.05, 0.88), ("paper", 0.1, 0.71), ("paper-noisy", 0.1, 0.63)]
+)
+def test_memory_pays(preset, least, floor):
     world = OptimalControl(preset, 0, form="compact")
     perfect, memoryless = (played(world, name, 24, 4) for name in ("perfect", "memoryless"))
     assert difference(perfect[:, 1:], memoryless[:, 1:]).low > least and (perfect[:, 0] == memoryless[:, 0]).all()
-    assert memoryless.mean() > 0.5 and perfect[:, 1:].mean() > 0.9
+    assert memoryless.mean() > floor and perfect[:, 1:].mean() > 0.9
+
+
+def test_the_law_that_explores_is_never_too_long():
+    for x, v, target in itertools.product((-2.0, -0.01, 1.37), (-1.5, 0.0, 1.49), (-8.0, -0.03, 7.77)):
+        shown = Observation(f"x {x:g} v {v:g} to {target:g} in 12")
+        (law,) = choices(COMPACT.solve(Task(id="any"), "", shown))
+        assert len(law) < 0.95 * LENGTH and parse(law, NAMES)
 
 
 def test_who_knows_the_cart_flies_as_well_as_can_be():
