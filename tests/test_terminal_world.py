@@ -389,6 +389,17 @@ def test_what_is_packed_comes_out_as_it_was(pack, archive, format, unpack):
     assert said(terminal, "cat out/d/a.txt out/d/e/b.txt") == "A\nB"
 
 
+@pytest.mark.parametrize("line", ["scp -r {}:d x", "scp -r {}:d/* .", "rsync -a {}:d/ x", "scp -r {}:d/a {}:d/b ."])
+def test_a_transfer_takes_no_whole_tree(line):
+    terminal = shell()
+    for folder in "abc":
+        terminal.remote.make_folder(("home", "ben", "d", folder), parents=True)
+        for name in "1234":
+            written(terminal, f"d/{folder}/{name}", "", away=True)
+    told = said(terminal, line.replace("{}", "ben@192.168.1.23"))
+    assert "takes 8 files and folders at most" in told and terminal.local.count <= 3 + 5
+
+
 def test_packing_does_not_list_what_is_packed():
     terminal = shell()
     written(terminal, "hidden.txt", "A")

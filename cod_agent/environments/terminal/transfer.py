@@ -7,6 +7,9 @@ from collections.abc import Sequence
 from cod_agent.environments.terminal.filesystem import READ, Folder, Host, Path, Refusal, walk
 from cod_agent.environments.terminal.shell import ONE, STAR, Shell, each, globbed, needed, options
 
+MOST_SENT = 8
+"""Files and folders that one transfer takes: else it would show in one command what lies on the server."""
+
 _GLOBS = str.maketrans({"*": STAR, "?": ONE})
 
 
@@ -53,14 +56,19 @@ def _transfer(shell: Shell, name: str, words: Sequence[str], *, recursive: bool,
     giver, taker = (shell.local, shell.remote) if up else (shell.remote, shell.local)
     (written,) = _there(shell, name, last, globs=False) if up else (last,)
     to = taker.path(written, shell.at[up])
+    sent = 0
 
     def copy(word: str) -> None:
+        nonlocal sent
         path = giver.path(word, shell.at[not up])
         node = giver.node(path)
         if isinstance(node, Folder) and not recursive:
             raise Refusal(f"{name}: {word}: not a regular file (-r copies directories)")
         for _, part in walk(node):
             giver.allow(part, READ)
+            sent += 1
+        if sent > MOST_SENT:
+            raise Refusal(f"{name}: {word}: refused: a transfer takes {MOST_SENT} files and folders at most")
         whole = contents and isinstance(node, Folder) and word.endswith("/")
         target = (
             to if whole else _placed(taker, path, to, slash=written.endswith("/"), many=len(texts) > 1, make=contents)

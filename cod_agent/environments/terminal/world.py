@@ -59,7 +59,7 @@ Windows also has dir type copy move del md rd ren, but not chmod touch rsync tar
 to the other with scp or rsync, which are to be started on your own computer, never on the server. `ssh user@host` logs in at the server \
 and `exit` leaves it; `ssh user@host "command"` runs one line there. Commands may be joined with && and ;, but there are no pipes and no \
 redirections. ~ and variables are expanded, and so are * and ? in the last part of a path. Listings show 50 \
-entries at most; there is no ls -R and no find.
+entries at most, a transfer takes 8 files and folders at most, and there is no ls -R and no find.
 
 {sharing}
 
