@@ -649,6 +649,10 @@ def test_a_planted_secret_is_found_nowhere(tmp_path: Path, monkeypatch: pytest.M
     assert got <= {sha256(text.encode()).hexdigest() for text in (CANARY, f"key {CANARY}")} and got
     assert "post [secret:CANARY_KEY]" in done.stdout and "context remember [secret:CANARY_KEY]" in done.stdout
     told = [cod(*shown, tmp_path / "life.db", *json) for shown in SHOWN for json in ((), ("--json",))]
+    for layout in ("episodes", "chat"):
+        told.append(exported := cod("export", tmp_path / "life.db", "--format", layout))
+        cod("export", tmp_path / "life.db", "--format", layout, "--out", tmp_path / f"{layout}.jsonl")
+        assert "[secret:CANARY_KEY]" in exported
     (tmp_path / "told").write_text("".join(told) + canonical(projection(tmp_path / "life.db")))
     cod("backup", tmp_path / "life.db", tmp_path / "copy.db")
     said = everything(tmp_path)

@@ -22,6 +22,7 @@ from cod_agent.cli.context import app as context_app
 from cod_agent.cli.demo import demo as demo_command
 from cod_agent.cli.doctor import doctor as doctor_command
 from cod_agent.cli.eval import evaluate as eval_command
+from cod_agent.cli.export import export as export_command
 from cod_agent.cli.host import host as host_command
 from cod_agent.cli.output import say
 from cod_agent.cli.prune import prune as prune_command
@@ -106,6 +107,7 @@ app.command("anchor")(anchor_command)
 app.command("doctor")(doctor_command)
 app.command("backup")(backup_command)
 app.command("prune")(prune_command)
+app.command("export")(export_command)
 app.command("host")(host_command)
 
 

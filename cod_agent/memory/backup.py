@@ -46,14 +46,14 @@ def backup(
     """
     goal = Path(to)
     _check_goal(Path(path), goal, force)
-    part = _part(goal)
+    part = part_of(goal)
     try:
         with contextlib.closing(connect(path)) as conn:
             _copy(conn, str(path), part, progress)
         report = verify(part)
         report.path = str(path)
         report.require()
-        _publish(part, goal, Path(path).stat().st_mode & 0o777)
+        publish(part, goal, Path(path).stat().st_mode & 0o777)
     except OSError as error:
         raise StoreFull(f"{goal} cannot be written ({error}): choose another place, or mend its permissions") from error
     finally:
@@ -93,8 +93,8 @@ def _check_goal(path: Path, goal: Path, force: bool) -> None:
             )
 
 
-def _part(goal: Path) -> Path:
-    """Where the copy is made; what killed backups to this place left is cleared away."""
+def part_of(goal: Path) -> Path:
+    """Where a file is made before it gets its name; what killed processes left there is cleared away."""
     goal.parent.mkdir(parents=True, exist_ok=True)
     for left in goal.parent.glob(f".{goal.name}.*.part*"):
         pid = left.name.removeprefix(f".{goal.name}.").partition(".")[0]
@@ -106,8 +106,8 @@ def _part(goal: Path) -> Path:
     return part
 
 
-def _publish(part: Path, goal: Path, mode: int) -> None:
-    """Give the copy its name once it is on disk, and put the name on disk."""
+def publish(part: Path, goal: Path, mode: int) -> None:
+    """Give a file its name once it is on disk, and put the name on disk."""
     part.chmod(mode)
     _sync(part)
     part.replace(goal)
