@@ -192,7 +192,7 @@ def test_where_nothing_is_missing_only_stopping_is_right():
     seen = by_hand("compact", **complete).step("stop")
     assert (seen.text, seen.feedback.text, seen.feedback.reward) == ("stop | a d e h", "stopped", 1)
     seen = by_hand("natural", **complete).step("<answer>Enough. <stop /></answer>")
-    assert seen.feedback.reward == 0.75 and "stand alone" in seen.feedback.text and seen.feedback.ending == "stopped"
+    assert seen.feedback.reward == 0.75 and "exactly <stop />" in seen.feedback.text and seen.feedback.ending == "stopped"
     assert by_hand("natural", **complete).step("<answer><stop /></answer>").feedback.reward == 1
     assert by_hand("natural", **complete).step("<answer>A fever?</answer>").feedback.ending == "late"
 
@@ -539,3 +539,13 @@ def test_no_reward_is_above_what_the_world_says_is_the_highest_and_that_one_is_r
     assert world.highest_reward == {"paper": 4, "paper-action": 4, "paper-additive": 3, "paper-content": 3}.get(
         preset, 1
     )
+
+
+@pytest.mark.parametrize(
+    ("said", "worth"), [("<stop />", 1.0), ("<stop/>", 0.75), ("<stop>", 0.75), ("Stop.", 0.75), ("stop it?", 0.0)]
+)
+def test_stopping_in_another_spelling_is_stopping_and_costs_the_form(said: str, worth: float) -> None:
+    world = Learn2Ask("small", 3)
+    compact = Learn2Ask("small", 3, form="compact")
+    over = next(task for task in world.pack(60) if compact.start(task).step("stop").feedback.ending == "stopped")
+    assert world.start(over).step(f"<answer>{said}</answer>").feedback.reward == worth

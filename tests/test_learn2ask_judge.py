@@ -409,3 +409,23 @@ def test_files_that_are_none_are_errors_that_say_what_to_do(tmp_path: Path) -> N
     other = Learn2Ask(written(tmp_path, [row()]), split="eval")
     with pytest.raises(UsageError, match="belongs to the split"):
         _ = [one.start(one.pack(1)[0]) for one in (world, other)]
+
+
+async def test_a_judge_has_an_address_of_its_own_and_gets_no_key_of_the_agents(
+    judge: ScriptedServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "a-key-of-the-agent")
+    monkeypatch.setenv("OPENAI_BASE_URL", "http://127.0.0.1:1/v1")
+    monkeypatch.delenv("COD_JUDGE_API_KEY")
+    judge.reply = verdict()
+    assert (await judged()).feedback.reward == 1
+    assert judge.headers[0]["authorization"] == "Bearer none"
+    monkeypatch.delenv("COD_JUDGE_BASE_URL")
+    with pytest.raises(UsageError, match="set COD_JUDGE_BASE_URL"):
+        make_world(NAME)
+
+
+async def test_a_key_that_is_refused_is_the_judges(judge: ScriptedServer) -> None:
+    judge.reply = lambda request, n: Fault(status=401)
+    with pytest.raises(ModelError, match="set COD_JUDGE_API_KEY to a key it accepts"):
+        await judged()

@@ -19,7 +19,7 @@ from typing import Any
 
 from cod_agent.context import Message, defuse, message
 from cod_agent.environments.learn2ask.verdicts import CONTENTS, Case, Verdict
-from cod_agent.errors import ModelError
+from cod_agent.errors import ModelError, UsageError
 
 TRIES = 6
 TOP_P = 0.95
@@ -62,17 +62,23 @@ class ModelJudge:
     """The model `name` as a judge.
 
     Args:
-        name: as `cod_agent.models.resolve` takes it. COD_JUDGE_BASE_URL and COD_JUDGE_API_KEY, where they are set, say where it is; or
-            else the model's usual variables do.
+        name: as `cod_agent.models.resolve` takes it. COD_JUDGE_BASE_URL and COD_JUDGE_API_KEY say where it is; of an endpoint (`openai:`)
+            nothing else does: no key goes where it does not belong, and no agent is its own judge because a variable was forgotten.
 
     Raises:
-        UnknownName, UsageError, MissingExtra: there is no such model.
+        UnknownName, UsageError, MissingExtra: there is no such model, or nobody says where it is.
     """
 
     def __init__(self, name: str) -> None:
         from cod_agent.models import Sampling, resolve
 
         base_url, api_key = os.environ.get("COD_JUDGE_BASE_URL"), os.environ.get("COD_JUDGE_API_KEY")
+        if name.startswith("openai:"):
+            if not base_url:
+                raise UsageError(
+                    f"the judge {name} needs an address of its own: set COD_JUDGE_BASE_URL, and COD_JUDGE_API_KEY if it wants a key"
+                )
+            api_key = api_key or "none"
         self.name = name
         self._model = resolve(name, sampling=Sampling(top_p=TOP_P), base_url=base_url, api_key=api_key)
         self._asking = 0
@@ -91,8 +97,8 @@ class ModelJudge:
                 return await self._verdict(case, question)
         except ModelError as error:
             error.args = (
-                f"the judge did not answer: {error} (the judge is {self.name}, as the world's name says; COD_JUDGE_BASE_URL and "
-                "COD_JUDGE_API_KEY say where it is)",
+                f"the judge did not answer: {str(error).replace('OPENAI_', 'COD_JUDGE_')} (the judge is {self.name}, as the world's name "
+                "says; COD_JUDGE_BASE_URL and COD_JUDGE_API_KEY say where it is)",
             )
             raise
         finally:

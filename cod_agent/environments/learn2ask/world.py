@@ -71,6 +71,8 @@ illness, so what is worth knowing is much the same."""
 _SHARED = "the same for all patients of this series, so what you find out also helps with later ones"
 _EACH = "another one for every patient"
 
+_STOPPING = re.compile(r"<? ?/?stop ?/? ?>?[.!]?", re.IGNORECASE)
+"""Other spellings of the sign: the decision counts, the form does not."""
 _COMPACT = re.compile(r"stop|ask ([a-z](?: [a-z]){0,25})")
 _SAID = {
     "direct": "Asking was right, and this was missing: the question was direct.",
@@ -113,7 +115,7 @@ class _Consultation:
             return self._malformed(
                 "Exactly one pair of answer tags was expected, with a question or with the sign to stop."
             )
-        if STOP in said:
+        if STOP in said or _STOPPING.fullmatch(said):
             return self._stopped(1.0 if said == STOP else 0.0)
         if len(said) > LONGEST:
             return self._malformed(f"The question had more than {LONGEST:,} characters.")
@@ -133,7 +135,7 @@ class _Consultation:
     def _stopped(self, form: float) -> Observation:
         if self._case.missing:
             return self._end("early", 0.0, "stop")
-        extra = "" if form else f"But {STOP} was to stand alone."
+        extra = "" if form else f"But the answer was to be exactly {STOP}."
         return self._end("stopped", reward(self._preset.scoring, 1.0, form), "stop", extra=extra)
 
     def _judged(self, verdict: Verdict | Unjudged, did: str = "") -> Observation:
