@@ -186,6 +186,16 @@ async def test_another_task_at_a_lived_position_is_refused(path: Path) -> None:
         assert len(await lived(agent, TASKS[:3])) == 3
 
 
+async def test_a_task_that_changed_under_its_name_is_told_from_another_one(path: Path) -> None:
+    async with agent_on(path, environment=Steps()) as agent:
+        await lived(agent, TASKS[:1])
+        changed = TASKS[0].model_copy(update={"prompt": f"{TASKS[0].prompt} Now."})
+        with pytest.raises(
+            TaskMismatch, match=r"a task of the same name, 't0', that had another prompt.*changed since"
+        ):
+            await lived(agent, [changed])
+
+
 async def test_a_pack_of_another_length_is_refused(path: Path) -> None:
     async with agent_on(path) as agent:
         await lived(agent, Pack("p", tuple(TASKS[:2]), Steps()))

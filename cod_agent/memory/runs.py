@@ -172,6 +172,12 @@ def begin_task(
     known = lived(conn, run.id, position)
     if known is not None:
         if known.fingerprint != task.fingerprint:
+            if known.task.id == task.id:
+                raise TaskMismatch(
+                    f"position {position} of run {run.name!r} was lived with a task of the same name, {task.id!r}, that had another "
+                    "prompt or other data: the world, a file of it or its version changed since. Bring back what it was, or start "
+                    "another run"
+                )
             raise TaskMismatch(
                 f"position {position} of run {run.name!r} was lived with task {known.task.id!r}, not with this {task.id!r}: give "
                 "the tasks in the order they had, start another run, or give up a task that stands unfinished with agent.abandon()"
