@@ -35,6 +35,7 @@ from cod_agent.evaluation import (
 from cod_agent.evaluation.measures import Measure
 from cod_agent.evaluation.report import render, save
 from cod_agent.evaluation.samples import changes, chosen
+from cod_agent.evaluation.statistics import Interval
 from cod_agent.models.scripted import ScriptedModel
 
 pytest.importorskip("jinja2")
@@ -508,6 +509,16 @@ def test_whether_memory_pays_is_not_said_of_few_packs() -> None:
     chance = curve(np.repeat([[1.0]] * 13 + [[0.0]] * 3, 2, axis=1))
     said = words.standing(replace(made(positions=2, packs=16), floor=chance, ceiling=chance))
     assert "too few packs to say" in said and "hardly" not in said
+
+
+@pytest.mark.parametrize("packs", [2, 15])
+def test_below_16_packs_nothing_is_said_of_the_ceiling_or_of_no_difference(packs: int) -> None:
+    flat = curve(np.full((200, 2), 0.5))
+    found = replace(made(positions=2, packs=packs), floor=flat, ceiling=flat, benefit=Interval(0.0, -0.01, 0.01))
+    assert words.standing(found).endswith(f": {packs} packs are too few to say where between them the model is.")
+    assert words.verdict(found) == "not clear"
+    enough = replace(found, packs=16)
+    assert "hardly pays" in words.standing(enough) and words.verdict(enough) == "no difference"
 
 
 def test_how_often_chance_shows_something_follows_from_the_differences() -> None:

@@ -100,6 +100,11 @@ def test_a_few_packs_decide_nothing() -> None:
     """The bootstrap of three packs that nearly agree is narrow; Student's t knows better."""
     found = compare(arm("a", np.ones((3, 2))), arm("b", np.array([[0.9, 1.0], [0.9, 1.0], [0.2, 1.0]])))
     assert found.overall.low > 0 and found.better is None
+    assert found.at_least.low <= 0 and f"a is ahead by at least {found.at_least.low:+.3f} (one-sided" in found.sentence
+    back = compare(arm("b", np.array([[0.9, 1.0], [0.9, 1.0], [0.2, 1.0]])), arm("a", np.ones((3, 2))))
+    assert f"a is ahead by at least {found.at_least.low:+.3f} (one-sided" in back.sentence
+    even = compare(arm("a", np.array([[1.0], [0.0]])), arm("b", np.array([[0.0], [1.0]])))
+    assert even.sentence.endswith("over 2 packs.")
 
 
 # ---- parts ----

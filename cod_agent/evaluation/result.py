@@ -99,8 +99,18 @@ class Comparison:
         interval = f"[{self.overall.low:+.3f}, {self.overall.high:+.3f}]"
         return (
             f"The data do not say which is better: {self.model} minus {self.other} is {self.overall.mean:+.3f} {interval} "
-            f"of mean reward over {count(self.at_least.n, 'pack')}."
+            f"of mean reward over {count(self.at_least.n, 'pack')}{self._bound}."
         )
+
+    @property
+    def _bound(self) -> str:
+        """What speaks against an interval that excludes 0; "" where it does not."""
+        if not (self.overall.low > 0 or self.overall.high < 0):
+            return ""
+        ahead, bound = (self.model, self.at_least) if self.overall.low > 0 else (self.other, self.behind)
+        if bound.low != bound.low:
+            return ", too few for a bound by Student's t"
+        return f", yet by Student's t over packs {ahead} is ahead by at least {bound.low:+.3f} (one-sided, 95%), which is no lead"
 
     def json(self) -> dict[str, Any]:
         """`positions`, `overall` and `at_least` are of the first model minus the other."""

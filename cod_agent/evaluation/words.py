@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cod_agent.evaluation.players import CEILING, FLOOR
-from cod_agent.evaluation.result import AGAINST, MAIN, NO_CONTEXT, compared
+from cod_agent.evaluation.result import AGAINST, MAIN, NO_CONTEXT, compared, count
 from cod_agent.evaluation.statistics import Interval
 
 if TYPE_CHECKING:
@@ -24,6 +24,9 @@ FLAT = 0.06
 
 MANY, FEW = 0.2, 64
 """A share of failures above this, and fewer packs than that, are said at the top."""
+
+TOO_FEW = 16
+"""With fewer packs than this, nothing is said of what makes no difference, or of how near the ceiling is."""
 
 LONGEST = 2000
 """Characters of a text from elsewhere that are shown."""
@@ -180,7 +183,7 @@ def _deaf(found: Evaluation) -> str:
 
 def _flat(worth: Interval, found: Evaluation) -> bool:
     """Whether a difference is surely none that matters."""
-    return worth.low >= -FLAT * found.width and worth.high <= FLAT * found.width
+    return found.packs >= TOO_FEW and worth.low >= -FLAT * found.width and worth.high <= FLAT * found.width
 
 
 def doubts(found: Evaluation) -> list[str]:
@@ -219,6 +222,8 @@ def standing(found: Evaluation) -> str:
         return ""
     last, floor, ceiling = (_last(curve) for curve in (found.main, found.floor, found.ceiling))
     between = f"On task {found.pack_size} floor (remembers nothing) gets {floor:.2f}, and ceiling (remembers everything) {ceiling:.2f}"
+    if found.packs < TOO_FEW:
+        return f"{between}: {count(found.packs, 'pack')} are too few to say where between them the model is."
     there = _between(found.floor.points[-1], found.ceiling.points[-1])
     if there.high <= FLAT * found.width:
         return f"{between}: memory hardly pays there."
