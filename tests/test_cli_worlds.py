@@ -48,6 +48,16 @@ def test_a_person_plays_and_the_answer_needs_no_tags() -> None:
     assert found.exit_code == 0
     assert found.stdout.count("\nReward ") == 2 and "---- task 2 of 2 ----" in found.stdout
     assert "malformed" not in found.stdout
+    assert "Ctrl-D stops" in found.stdout.splitlines()[0] and "without tags" in found.stdout.splitlines()[0]
+
+
+def test_the_packs_to_train_on_are_shown_on_demand() -> None:
+    train, held_out = (make_world("alchemy:tiny", split=split).pack(1) for split in ("train", "eval"))
+    ours, theirs = (pack.environment.start(pack[0]).reset().text for pack in (train, held_out))
+    assert ours != theirs
+    shown = cod("alchemy:tiny", "--split", "train").stdout
+    assert ours in shown and theirs not in shown
+    assert theirs in cod("alchemy:tiny", "--split", "eval").stdout
 
 
 def test_what_a_person_plays_is_judged_as_a_model_is() -> None:
@@ -78,6 +88,7 @@ def test_who_types_no_more_has_stopped() -> None:
         (["frozen-lak"], "did you mean frozen-lake"),
         (["frozen-lake:big"], "known are"),
         (["frozen-lake", "--form", "terse"], "no form called"),
+        (["frozen-lake", "--split", "test"], "no split called"),
         (["--play"], "name the world"),
         (["frozen-lake", "--play", "--json"], "leave --json out"),
     ],

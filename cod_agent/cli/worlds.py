@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from cod_agent.cli.output import console, print_json, say
-from cod_agent.errors import UsageError
+from cod_agent.errors import UnknownName, UsageError
 
 if TYPE_CHECKING:
     from cod_agent.tasks import Observation, Pack
@@ -25,12 +25,15 @@ def worlds(
     size: Annotated[int, typer.Option("--pack-size", min=1, help="Tasks to play.")] = 4,
     seed: Annotated[int, typer.Option("--seed", help="Of the world.")] = 0,
     pack: Annotated[int, typer.Option("--pack", min=0, help="Which of its packs.")] = 0,
+    split: Annotated[
+        str, typer.Option("--split", metavar="train|eval", help="Packs to train on, or to be measured on.")
+    ] = "eval",
     form: Annotated[str, typer.Option("--form", help="natural or compact.")] = "natural",
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
 ) -> None:
     """Show the worlds, or what a solver is told and sees in one of them; or be the solver.
 
-    Packs are those of `cod eval`. What you play is not recorded.
+    Packs are those of `cod eval` (with --split train, those to train on). What you play is not recorded.
 
     Example: cod worlds alchemy:small --play
     """
@@ -39,9 +42,12 @@ def worlds(
             raise UsageError("name the world to play in, for example: cod worlds frozen-lake:small --play")
         _list(as_json)
         return
-    from cod_agent.environments import make_world
+    from cod_agent.environments import SPLITS, make_world
 
-    lived: Pack = make_world(world, seed=seed, form=form).pack(size if play else 1, pack)  # type: ignore[arg-type]
+    if split not in SPLITS:
+        raise UnknownName.among("split", split, list(SPLITS))
+    made = make_world(world, seed=seed, split=split, form=form)  # type: ignore[arg-type]
+    lived: Pack = made.pack(size if play else 1, pack)
     if play and as_json:
         raise UsageError("--play talks with a person: leave --json out")
     if play:
@@ -83,6 +89,7 @@ def _play(pack: Pack) -> None:
     from cod_agent.environments.base import started
 
     carried: Any = None
+    say("You are the solver: a line is an answer, without tags. Ctrl-D stops.\n")
     say(pack[0].prompt)
     for position, task in enumerate(pack, 1):
         say(f"\n---- task {position} of {len(pack)} ----\n")
