@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import shutil
 import signal
 import sqlite3
@@ -71,6 +72,12 @@ def live(path: Path, calls: int = 1000, *, kill: bool = False, agent: str = "lak
         return list(living.run_sync(LAKE.pack(4)))
 
 
+@pytest.fixture
+def old(tmp_path: Path) -> Path:
+    """A copy: SQLite leaves two files beside one that is only read."""
+    return Path(shutil.copy(GOLDEN, tmp_path / "old.db"))
+
+
 def cod(*words: object, code: int = 0) -> Any:
     found = CliRunner().invoke(app, ["export", *map(str, words)])
     assert found.exit_code == code, found.output
@@ -107,6 +114,7 @@ def agree(path: Path, found: list[dict[str, Any]]) -> None:
         assert json.loads(body) == one["task"] and name == one["task"]["id"]
         if one["kind"] == "solve":
             told = json.loads(feedback) if feedback else {"text": None}
+            answer = None if one["state"] == "aborted" else answer
             assert (answer, reward, told["text"]) == (one["answer"], one["reward"], one["feedback"])
             assert ("lost" in one) == (told.get("reward") != told.get("reward"))
         elif one["update"]["version"] is not None:
@@ -215,8 +223,7 @@ async def test_a_held_update_says_so_and_is_learnt_from_once_it_is_adopted(memor
     assert [(one["meta"]["position"], one["reward"]) for one in spoken] == [(0, 0.25)]
 
 
-def test_an_older_file_is_exported_as_it_is_and_not_migrated(tmp_path: Path) -> None:
-    old = Path(shutil.copy(GOLDEN, tmp_path / "old.db"))
+def test_an_older_file_is_exported_as_it_is_and_not_migrated(old: Path) -> None:
     found = exported(old, "--tokens")
     agree(old, found)
     assert old.read_bytes() == GOLDEN.read_bytes()
@@ -228,26 +235,25 @@ def test_an_older_file_is_exported_as_it_is_and_not_migrated(tmp_path: Path) -> 
     assert {tuple(effect["result"]) for effect in tools} == {("value",), ("error",)}
 
 
-def test_what_was_pruned_is_null_and_says_so(tmp_path: Path) -> None:
-    path = Path(shutil.copy(GOLDEN, tmp_path / "pruned.db"))
-    memory = Memory.open(path)
-    before = exported(path)
+def test_what_was_pruned_is_null_and_says_so(old: Path) -> None:
+    before = exported(old)
+    memory = Memory.open(old)
     assert prune(memory, 1e12, even_untrained=True).tasks
     memory.close()
-    found, counts = exported(path, "--tokens"), Counter[str]()
+    found, counts = exported(old, "--tokens"), Counter[str]()
     for was, one in zip(before, found, strict=True):
         kept = {key: value for key, value in one.items() if key not in ("calls", "effects")}
         assert kept == {key: was[key] for key in kept}, "tasks, answers, rewards and contexts stay"
-        for call, old in zip(one["calls"], was["calls"], strict=True):
+        for call, then in zip(one["calls"], was["calls"], strict=True):
             counts["call"] += "gone" in call
             if "gone" in call:
                 assert (call["messages"], call["parameters"], call["answer"], call["tokens"]) == (None,) * 4
-                assert (call["gone"], call["finish_reason"]) == ("pruned", old["finish_reason"])
+                assert (call["gone"], call["finish_reason"]) == ("pruned", then["finish_reason"])
         for effect in one["effects"]:
             counts["effect"] += "gone" in effect
             assert effect.get("gone", "pruned") == "pruned" and ("gone" in effect) == (effect["result"] is None)
     assert counts["call"] > 20 and counts["effect"] > 20
-    done = cod(path, "--format", "chat")
+    done = cod(old, "--format", "chat")
     assert len(lines(done.stdout)) == sum(len(one["calls"]) for one in found) - counts["call"] > 0
     assert "calls skipped: the text is gone (pruned)." in done.stderr
 
@@ -280,11 +286,11 @@ async def test_what_was_forgotten_is_null_and_says_so(tmp_path: Path) -> None:
     )
 
 
-def test_a_merged_file_is_exported_agent_by_agent(tmp_path: Path, memory: Memory) -> None:
+def test_a_merged_file_is_exported_agent_by_agent(tmp_path: Path, memory: Memory, old: Path) -> None:
     for name in ("ada", "bob"):
         live(tmp_path / f"{name}.db", agent=name)
         merge(memory, tmp_path / f"{name}.db")
-    merge(memory, Path(shutil.copy(GOLDEN, tmp_path / "old.db")))
+    merge(memory, old)
     for name in ("ada", "bob"):
         assert exported(memory.path, "--agent", name) == exported(tmp_path / f"{name}.db")
     branch = exported(memory.path, "--run", "branch")
@@ -319,8 +325,8 @@ async def test_chat_is_what_fine_tuning_tools_read(memory: Memory) -> None:
     assert len(lines(cod(memory.path, "--format", "chat").stdout)) == len(calls) == 5
 
 
-def test_tools_that_were_offered_are_part_of_a_conversation() -> None:
-    found = list(chat(GOLDEN, Counter()))
+def test_tools_that_were_offered_are_part_of_a_conversation(old: Path) -> None:
+    found = list(chat(old, Counter()))
     offered = [one["tools"] for one in found if "tools" in one]
     assert all(tool["type"] == "function" for tools in offered for tool in tools)
     called = {call["id"] for one in found for said in one["messages"] for call in said.get("tool_calls", ())}
@@ -344,6 +350,52 @@ def test_a_file_is_written_whole_or_stays_what_it_was(tmp_path: Path) -> None:
         list(episodes(path))
     assert out.read_bytes() == before and [one.name for one in out.parent.iterdir()] == ["a.jsonl"]
     assert "cannot be written" in cod(path, "--out", out / "below", code=1).stderr
+    assert "there is no file" in cod(tmp_path / "none.db", "--out", tmp_path / "new" / "a", code=1).stderr
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_disk_that_is_full_is_a_sentence_and_leaves_nothing(tmp_path: Path) -> None:
+    live(tmp_path / "a.db")
+    lengthen(tmp_path / "a.db", 20)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, before[1]))
+    try:
+        said = cod(tmp_path / "a.db", "--out", tmp_path / "a.jsonl", code=1).stderr
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert "a.jsonl cannot be written" in said and "make room" in said
+    assert not list(tmp_path.glob("*jsonl*"))
+
+
+async def test_one_state_is_exported_while_the_life_goes_on(memory: Memory) -> None:
+    async with CoDAgent("a", model=Noted(), memory=memory) as agent:
+        for at in range(2):
+            await agent.solve(Task(id=f"t{at}", prompt="?"))
+        reading = episodes(memory.path)
+        first = next(reading)
+        await agent.solve(Task(id="t2", prompt="?"))
+        assert [one["position"] for one in (first, *reading)] == [0, 1]
+    assert len(exported(memory.path)) == 3
+
+
+async def test_a_request_that_is_stored_whole_is_read_where_it_is_a_conversation(memory: Memory) -> None:
+    async with CoDAgent("a", model=Noted(), memory=memory) as agent:
+        await agent.solve(Task(id="t", prompt="?"))
+    (before,) = exported(memory.path)
+    for style, sent, readable in (
+        ("raw", '{"messages": [{"role": "user", "content": "hi"}], "n": 1}', [{"role": "user", "content": "hi"}]),
+        ("raw", '{"prompt": "hi", "messages": "hi"}', None),
+        ("raw", "hi", None),
+        ("bytes", '{"messages": [{"role": "user", "content": "h\u00e9"}]}', None),
+    ):
+        with sqlite3.connect(memory.path) as conn:
+            conn.execute("UPDATE calls SET style = ?, prompt_id = NULL", (style,))
+            conn.execute("UPDATE messages SET parent_id = NULL WHERE id = (SELECT answer_id FROM calls)")
+            conn.execute("UPDATE heads SET body = ?", (sent,))
+        (one,) = exported(memory.path)
+        assert one["calls"][0]["messages"] == readable and one["calls"][0]["answer"] == before["calls"][0]["answer"]
+        done = cod(memory.path, "--format", "chat")
+        assert bool(done.stdout) == bool(readable) != ("no conversation" in done.stderr)
 
 
 def test_no_database_is_written_over(tmp_path: Path) -> None:
@@ -371,8 +423,8 @@ def test_flags_that_do_not_go_together_are_refused(words: tuple[object, ...], sa
     assert said in found.stderr and not found.stdout
 
 
-def test_a_reader_that_goes_and_a_full_disk_are_a_sentence(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "cod_agent.cli", "export", str(GOLDEN)]
+def test_a_reader_that_goes_and_a_full_disk_are_a_sentence(old: Path) -> None:
+    command = [sys.executable, "-m", "cod_agent.cli", "export", str(old)]
     options: dict[str, Any] = {"stderr": subprocess.PIPE, "text": True, "cwd": Path(__file__).parents[1]}
     with subprocess.Popen(command, stdout=subprocess.PIPE, **options) as gone:
         assert gone.stdout and gone.stderr
@@ -424,14 +476,14 @@ def lengthen(path: Path, times: int) -> None:
             conn.execute(f"INSERT INTO {table} ({', '.join(names)}) {numbers} SELECT {values} FROM {table}, n")
 
 
-def test_log_probabilities_are_the_ones_that_were_recorded() -> None:
+def test_log_probabilities_are_the_ones_that_were_recorded(old: Path) -> None:
     found = {
         tuple(call["tokens"]["logprobs"])
-        for one in episodes(GOLDEN, agent="lake", tokens=True)
+        for one in episodes(old, agent="lake", tokens=True)
         for call in one["calls"]
         if call["tokens"]
     }
-    with sqlite3.connect(f"{GOLDEN.as_uri()}?mode=ro", uri=True) as conn:
+    with sqlite3.connect(old) as conn:
         query = (
             "SELECT c.logprobs FROM calls c JOIN episodes e ON e.id = c.episode_id JOIN runs r ON r.id = e.run_id "
             "WHERE r.agent = 'lake' AND c.logprobs IS NOT NULL"

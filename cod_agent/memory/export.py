@@ -74,7 +74,7 @@ def episodes(
         for row in lived:
             try:
                 yield from _Run(conn, row, tokens).episodes()
-            except (ValueError, TypeError, LookupError, RecursionError, zlib.error) as error:
+            except (ValueError, TypeError, AttributeError, LookupError, RecursionError, zlib.error) as error:
                 raise VerificationFailed(
                     f"run {row['name']!r} of agent {row['agent']!r} in {path} is malformed ({type(error).__name__}: {error}): "
                     "`cod verify` says where; restore a backup"
@@ -155,7 +155,7 @@ class _Run:
         if reward is None:  # not known yet, or lost: of a closed task whose feedback is gone, only that can be
             reward = json.loads(told)["reward"] if told is not None else math.nan if state == "closed" else None
         return {
-            "answer": answer,
+            "answer": (answer or None) if row["state"] == "aborted" else answer,
             "reward": _finite(reward),
             **({"lost": True} if reward is not None and not math.isfinite(reward) else {}),
             "feedback": feedback.get("text"),
@@ -198,7 +198,7 @@ class _Run:
         *asked, answer = [_read(body) for body in bodies if body is not None]
         if row["prompt_id"] is None:  # it could not be taken apart, and is stored whole
             request = _whole(row["head"], row["style"])
-            asked = request.pop("messages", None)
+            asked = request.pop("messages") if isinstance(request.get("messages"), list) else None
         else:
             request = _read(row["head"])
             del request["messages"]

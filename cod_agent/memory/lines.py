@@ -13,6 +13,7 @@ from typing import Any, TextIO
 from cod_agent.errors import StoreFull, UsageError
 from cod_agent.memory import places
 from cod_agent.memory.backup import part_of, publish
+from cod_agent.memory.readonly import connect
 
 _SQLITE = b"SQLite format 3\0"
 
@@ -39,7 +40,7 @@ def save(objects: Iterable[dict[str, Any]], to: str | Path, db: str | Path) -> i
         db: the run database they come from: it stays, and who may read it may read the file.
 
     Raises:
-        UsageError: that is a database, or no file.
+        UsageError: that is a database, or no file; or there is no `db`.
         StoreFull: it cannot be written.
     """
     goal = Path(to)
@@ -59,6 +60,7 @@ def save(objects: Iterable[dict[str, Any]], to: str | Path, db: str | Path) -> i
 
 
 def _check(goal: Path, db: Path) -> None:
+    connect(db).close()  # it is there: else a folder would be made for nothing
     if places.is_part(goal, db):
         raise UsageError(f"{goal} is the database itself, or a part of it: name another file")
     if not goal.exists():
