@@ -195,6 +195,7 @@ class _Run:
         if row["buried"] or row["head"] is None or None in bodies:
             word = self._gone(row["id"], "call")
             return {"messages": None, "parameters": None, "answer": None, **word}
+        asked: list[Any] | None
         *asked, answer = [_read(body) for body in bodies if body is not None]
         if row["prompt_id"] is None:  # it could not be taken apart, and is stored whole
             request = _whole(row["head"], row["style"])
