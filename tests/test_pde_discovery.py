@@ -396,6 +396,42 @@ def test_too_many_terms_are_refused_and_only_the_latest_regression_counts():
     assert seen.feedback.text == "steps 0.0000 1.25*u - 0.8*u^3"
 
 
+def test_what_was_shown_may_be_finalised_rounded_and_the_agents_numbers_count():
+    points = [(u, 1.2536 * u - 0.8044 * u**3) for u, _ in exact()]
+    for said, reward in (("1.254*u - 0.804*u^3", 0.004 + 0.004), ("1.25*u - 0.8*u^3", 0), ("1.25 u - .804 u^3", 0.004)):
+        session = by_hand(evidence=points)
+        session.reset()
+        assert "1.254*u - 0.804*u^3" in session.step("regress").summary
+        for far in ("1.26*u - 0.8*u^3", "1.25*u - 0.798*u^3", "1.25*u + 0.8*u^3"):
+            assert "rounded to two decimals" in session.step(f"finalise {far}").summary
+        session.step("sample .5 .01")  # the error that is told is that over the points of the regression
+        seen = session.step(f"finalise {said}")
+        assert seen.feedback.reward == pytest.approx(1 / (1 + reward / 2.05)) and seen.feedback.ending == "finalised"
+        assert written(read_equation(said, ALL)) in seen.feedback.text
+        fit = read_equation(said, ALL)
+        error = max(abs(float(values(fit, np.array(u))) - response) for u, response in points)
+        assert f" {error:.4f} " in seen.feedback.text
+
+
+def test_a_term_that_the_preset_lacks_is_refused_and_costs_the_step():
+    for form in ("natural", "compact"):
+        session = by_hand(form, evidence=exact())
+        session.reset()
+        for left, answer in ((5, "regress u, u^5"), (4, "finalise 1.25*u - 0.8*u^5"), (3, "regress u | sin(u)")):
+            seen = session.step(answer if form == "compact" else f"<answer>{answer}</answer>")
+            assert not seen.done and "is none of the terms here: u, u^2, u^3, u^4," in seen.summary
+            assert f"steps {left} " in seen.text or f"Turns left: {left}." in seen.text
+
+
+def test_one_point_is_not_1_points():
+    session = by_hand("natural", evidence=exact(1))
+    session.reset()
+    for answer in ("recall .5 .1", "sample .1 .1; .2 .1; .3 .1", "sample .1 .1"):
+        seen = session.step(f"<answer>{answer}</answer>")
+        assert "1 points" not in seen.text
+    assert "1 point is more than the 0 left" in seen.summary
+
+
 @pytest.mark.parametrize(
     ("found", "reward"),
     [
@@ -679,14 +715,17 @@ def test_malformed_answers_end_the_episode_with_reward_0_and_a_reason(answer, fo
     wrapped = f"<answer>{answer}</answer>" if form == "natural" and isinstance(answer, str) else answer
     seen = session.step(wrapped)
     assert seen.done and (seen.feedback.reward, seen.feedback.ending) == (0.0, "malformed")
-    assert seen.feedback.text.startswith("invalid" if form == "compact" else "The answer was malformed")
+    assert seen.feedback.text.startswith("invalid: " if form == "compact" else "The answer was malformed")
     seen.feedback.text.encode()
+    best = "; 0.0000 1.25*u - 0.8*u^3" if form == "compact" else "f(u) = 1.25*u - 0.8*u^3, largest error 0.0000."
+    assert seen.feedback.text.endswith(best) and "\n" not in seen.feedback.text
 
 
-def test_reasons_name_what_is_wrong_and_terms_of_other_presets_are_none():
-    for answer, why in (("look at it", "'look at it'"), ("regress u^5", "'u^5'"), ("finalise u + 3*w", "at '+3*w'")):
-        seen = by_hand("natural").step(f"<answer>{answer}</answer>")
-        assert why in seen.feedback.text
+def test_reasons_name_what_is_wrong_in_both_forms():
+    for answer, why in (("look at it", "'look at it'"), ("regress u^6", "'u^6'"), ("finalise u + 3*w", "at '+3*w'")):
+        natural, compact = by_hand("natural").step(f"<answer>{answer}</answer>"), by_hand().step(answer)
+        assert why in natural.feedback.text and why in compact.feedback.text
+        assert compact.feedback.text.startswith("invalid: ")
     assert read_action("regress u^5", ALL).supports == (("u^5",),)
 
 

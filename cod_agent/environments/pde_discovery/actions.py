@@ -58,6 +58,7 @@ def read_action(text: str, known: Sequence[str]) -> Action:
 
     Raises:
         Unreadable: it is none.
+        Refused: it names a term that is none of `known`.
     """
     if len(text) > LONGEST:
         raise Unreadable(f"an action has at most {LONGEST} characters")

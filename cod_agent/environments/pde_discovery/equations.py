@@ -65,6 +65,10 @@ class Unreadable(Exception):
     """What was written is no equation, term or number; `str()` says what is wrong and where."""
 
 
+class Refused(Exception):
+    """A well-formed action that cannot be done; `str()` says why."""
+
+
 def values(equation: Equation, u: Values) -> Values:
     """f(u), of the shape of `u`."""
     total = np.zeros_like(u)
@@ -91,12 +95,19 @@ def read_term(text: str, known: Sequence[str]) -> str:
     """The term that `text` is.
 
     Raises:
-        Unreadable: it is none of `known`.
+        Unreadable: it is none.
+        Refused: it is none of `known`.
     """
     said = _plain(text)
     term = next((term for spelling, term in _SPELLINGS if spelling == said), "")
-    if term not in known:
+    if not term:
         raise Unreadable(f"{quoted(text)} is none of the terms: {', '.join(known)}")
+    return _known(term, known)
+
+
+def _known(term: str, known: Sequence[str]) -> str:
+    if term not in known:
+        raise Refused(f"{term} is none of the terms here: {', '.join(known)}")
     return term
 
 
@@ -105,6 +116,7 @@ def read_equation(text: str, known: Sequence[str]) -> dict[str, float]:
 
     Raises:
         Unreadable: it is something else.
+        Refused: a term is none of `known`.
     """
     said, found, at = _plain(text), dict[str, float](), 0
     for left in _LEFT:
@@ -114,11 +126,11 @@ def read_equation(text: str, known: Sequence[str]) -> dict[str, float]:
         sign, number = head.groups() if head else (None, None)
         begins = head.end() if head else at
         term = next(((spelling, term) for spelling, term in _SPELLINGS if said.startswith(spelling, begins)), None)
-        if term is None or term[1] not in known or (at > 0 and sign is None):
+        if term is None or (at > 0 and sign is None):
             raise Unreadable(f"at {quoted(said[at:])} a sign, a coefficient and one of {', '.join(known)} was expected")
         if term[1] in found:
             raise Unreadable(f"{term[1]} stands there twice")
-        found[term[1]] = float(number or 1) * (-1 if sign == "-" else 1)
+        found[_known(term[1], known)] = float(number or 1) * (-1 if sign == "-" else 1)
         at = begins + len(term[0])
     if not found:
         raise Unreadable("an equation names at least one term")

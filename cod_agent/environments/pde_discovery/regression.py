@@ -9,13 +9,13 @@ Source: PDE Discovery of arXiv 2606.20002, whose regression screens the terms fi
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from itertools import combinations
 
 import numpy as np
 
-from cod_agent.environments.pde_discovery.equations import TERMS, Equation, Values
+from cod_agent.environments.pde_discovery.equations import TERMS, Equation, Values, values
 
 RIDGE = 1e-8
 BEST = 3
@@ -77,6 +77,11 @@ def _condition(normal: Values) -> float:
     lengths = np.sqrt(np.maximum(np.diagonal(normal), 1e-30))
     spread = np.linalg.eigvalsh(normal / np.outer(lengths, lengths))
     return float(np.sqrt(max(spread[-1], 1e-12) / max(spread[0], 1e-12)))
+
+
+def judged(equation: Equation, points: Values, like: Candidate) -> Candidate:
+    """A candidate with the terms of another and coefficients of its own, by what it leaves of the points, shape [n, 2]."""
+    return replace(like, equation=equation, error=float(np.abs(values(equation, points[:, 0]) - points[:, 1]).max()))
 
 
 def searched(points: Values, terms: Support, most: int) -> list[Candidate]:

@@ -31,7 +31,8 @@ Each turn you answer with exactly one action between answer tags. You have {step
 <answer>summarise</answer> lists the evidence.{recall}
 <answer>regress</answer> fits all equations of few terms to the evidence and shows the best of each number of terms; \
 <answer>regress 1</answer> those of at most so many terms; <answer>regress u, u^3 | u</answer> just the candidates you name, up to 8.
-<answer>finalise 1.25*u - 0.8*u^3</answer> ends the task with that equation, which must be one that the latest regression showed.
+<answer>finalise 1.25*u - 0.8*u^3</answer> ends the task with that equation, which must be one that the latest regression showed, its \
+coefficients copied or rounded to two decimals; the reward is that of the numbers you write.
 
 {lasting} What cannot be done costs the turn; an answer that is none of these ends the task with reward 0, and so does running out \
 of turns.
@@ -81,6 +82,11 @@ def left(form: Form, points: int, steps: int, evidence: int) -> str:
     return f"Points left to sample: {points}. Turns left: {steps}. Points in evidence: {evidence}."
 
 
+def counted(number: int) -> str:
+    """`1 point`, `3 points`."""
+    return f"{number} point{'' if number == 1 else 's'}"
+
+
 def points(form: Form, seen: Sequence[tuple[float, float]], at: Sequence[tuple[float, float]] = ()) -> str:
     """u and response of points, one a line; in the natural form with their (x, t), where they were just sampled."""
     if form == "compact":
@@ -94,7 +100,7 @@ def fits(form: Form, found: Sequence[Candidate], count: int) -> str:
     """The candidates of a regression on so many points; in the natural form with how well these tell them apart."""
     if form == "compact":
         return "\n".join(f"{one.error:.4f} {written(one.equation)}" for one in found)
-    lines = [f"Regression on {count} points. The error is the largest over all of them."]
+    lines = [f"Regression on {counted(count)}. The error is the largest over all of them."]
     for size in sorted({len(one.equation) for one in found}):
         some = [one for one in found if len(one.equation) == size]
         lines.append(f"With {size} term{'s' if size > 1 else ''}:")
@@ -108,8 +114,9 @@ def fits(form: Form, found: Sequence[Candidate], count: int) -> str:
 def ending(form: Form, how: str, why: str, final: Candidate | None, latest: Candidate | None) -> str:
     """The feedback: how it ended, what was finalised, and the best of the latest regression."""
     if form == "compact":
-        said, shown = "invalid" if how == MALFORMED else how, final or latest
-        return f"{said} {shown.error:.4f} {written(shown.equation)}" if shown else said
+        said, shown = f"invalid: {why}" if how == MALFORMED else how, final or latest
+        gap = "; " if why else " "
+        return f"{said}{gap}{shown.error:.4f} {written(shown.equation)}" if shown else said
     said = f"{_ENDS[how]}: {why}." if why else f"{_ENDS[how]}."
     for name, one in (("Final", final), ("Best of the latest regression", latest)):
         if one:

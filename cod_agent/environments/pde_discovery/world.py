@@ -38,7 +38,7 @@ from cod_agent.environments.drawn import DrawnWorld, Place
 from cod_agent.environments.draws import below, randomness
 from cod_agent.environments.pde_discovery import words
 from cod_agent.environments.pde_discovery.actions import Action, read_action
-from cod_agent.environments.pde_discovery.equations import Equation, Unreadable, Values, values, written
+from cod_agent.environments.pde_discovery.equations import Equation, Refused, Unreadable, Values, values, written
 from cod_agent.environments.pde_discovery.packs import (
     PRESETS,
     STRATA,
@@ -50,7 +50,7 @@ from cod_agent.environments.pde_discovery.packs import (
 )
 from cod_agent.environments.pde_discovery.players import PLAYERS
 from cod_agent.environments.pde_discovery.reaction import BOUND, HUNDREDTHS, Start, solution
-from cod_agent.environments.pde_discovery.regression import Candidate, searched, tried
+from cod_agent.environments.pde_discovery.regression import Candidate, judged, searched, tried
 from cod_agent.errors import UsageError
 from cod_agent.tasks import Feedback, Observation, Task
 
@@ -58,15 +58,13 @@ WORLD = "pde-discovery"
 
 KEPT = 256
 """Points in evidence at most: of a long life, the newest."""
+ROUNDED = 5
+"""Thousandths by which a coefficient may differ from the one that a regression showed: that rounded to two decimals."""
 HIGHEST = 9999.0
 """No response is higher, whatever is recalled."""
 
 Point = tuple[float, float]
 """u and response, as they were shown: four decimals."""
-
-
-class Refused(Exception):
-    """A well-formed action that cannot be done; `str()` says why."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +92,7 @@ class PdeSession:
 
     def _begin(self) -> None:
         self._evidence, self._steps, self._points, self._over = list(self._before), 0, 0, False
+        self._fitted = np.empty((0, 2))
         self._candidates, self._dice = list[Candidate](), randomness(*self._rod.noise)
 
     def reset(self) -> Observation:
@@ -112,15 +111,14 @@ class PdeSession:
             raise UsageError("this rod is behind you: the episode is over, start the task again to look once more")
         try:
             action = read_action(self._said(answer), self._preset.terms)
-        except Unreadable as wrong:
-            return self._end(MALFORMED, "", why=str(wrong))
-        self._steps += 1
-        try:
             if action.verb == "finalise":
                 return self._finalised(action.equation)
             text, summary = self._done(action)
+        except Unreadable as wrong:
+            return self._end(MALFORMED, "", why=str(wrong))
         except Refused as reason:
             text = summary = f"refused: {reason}" if self._form == "compact" else f"That cannot be done: {reason}."
+        self._steps += 1
         if self._steps == self._preset.steps:
             return self._end("steps", summary)
         gap = "\n" if self._form == "compact" else "\n\n"
@@ -140,13 +138,13 @@ class PdeSession:
         """What the agent sees of an action, and what an update reads of it."""
         compact, count = self._form == "compact", len(self._evidence)
         if action.verb == "summarise":
-            told = f"summary {count}" if compact else f"You looked at the {count} points in evidence."
+            told = f"summary {count}" if compact else f"You looked at the {words.counted(count)} in evidence."
             return words.points(self._form, self._evidence) or told, told
         if action.verb == "sample":
             told = words.points(self._form, self._sampled(action.points), action.points)
         elif action.verb == "recall":
             self._recall(action.points)
-            told = f"recalled {len(action.points)}" if compact else f"You recalled {len(action.points)} points."
+            told = f"recalled {len(action.points)}" if compact else f"You recalled {words.counted(len(action.points))}."
         else:
             self._regress(action)
             told = words.fits(self._form, self._candidates, count)
@@ -155,7 +153,8 @@ class PdeSession:
     def _sampled(self, points: Sequence[Point]) -> list[Point]:
         left = self._preset.points - self._points
         if len(points) > left:
-            raise Refused(f"{len(points)} points are more than the {left} that are left")
+            verb = "is" if len(points) == 1 else "are"
+            raise Refused(f"{words.counted(len(points))} {verb} more than the {left} left to sample")
         at = [(round(x * HUNDREDTHS), round(t * HUNDREDTHS)) for x, t in points]
         if not all(1 <= x < HUNDREDTHS and 1 <= t <= HUNDREDTHS for x, t in at):
             raise Refused("x is from 0.01 to 0.99 and t from 0.01 to 1")
@@ -185,19 +184,25 @@ class PdeSession:
         most, points = self._preset.most, np.array(self._evidence)
         if max([action.most, *map(len, action.supports)]) > most:
             raise Refused(f"an equation has at most {most} terms")
+        self._fitted = points
         if action.supports:
             self._candidates = tried(points, action.supports)
         else:
             self._candidates = searched(points, self._preset.terms, action.most or most)
 
     def _finalised(self, equation: Equation) -> Observation:
+        """The numbers that the agent wrote count, if they are those of a candidate or as near as its rounded ones."""
         wanted = _thousandths(equation)
         for candidate in self._candidates:
-            if _thousandths(candidate.equation) == wanted:
-                told = f"finalised {written(candidate.equation)}"
-                reward = reward_of(candidate.equation, self._rod.equation)
-                return self._end("finalised", told if self._form == "compact" else f"You {told}.", reward, candidate)
-        raise Refused("that is none of the equations of the latest regression")
+            shown = _thousandths(candidate.equation)
+            if shown.keys() == wanted.keys() and all(abs(shown[term] - wanted[term]) <= ROUNDED for term in shown):
+                final = judged({term: number / 1000 for term, number in wanted.items()}, self._fitted, candidate)
+                told = f"finalised {written(final.equation)}"
+                reward = reward_of(final.equation, self._rod.equation)
+                return self._end("finalised", told if self._form == "compact" else f"You {told}.", reward, final)
+        raise Refused(
+            "that is none of the equations of the latest regression: copy one as it is shown, or rounded to two decimals"
+        )
 
     def _end(
         self, how: str, summary: str, reward: float = 0.0, final: Candidate | None = None, why: str = ""
