@@ -110,6 +110,11 @@ def test_run_says_a_line_a_task_and_sums_up() -> None:
     assert "agrees with itself" in cod("verify", "lake.db").stdout
 
 
+def test_a_suite_is_no_world_to_run() -> None:
+    said = cod("run", "tiny", *PERFECT, code=1).stderr
+    assert "a suite of cod eval" in said and "frozen-lake:small, alchemy:tiny" in said and not Path("cod.db").exists()
+
+
 def test_json_is_all_there_is_on_standard_output() -> None:
     said = json.loads(cod("run", LAKE, *PERFECT, "--packs", 2, "--json").stdout)
     assert said["world"] == LAKE and len(said["tasks"]) == 8 and len(said["positions"]) == 4

@@ -89,6 +89,7 @@ def test_who_types_no_more_has_stopped() -> None:
         (["frozen-lake:big"], "known are"),
         (["frozen-lake", "--form", "terse"], "no form called"),
         (["frozen-lake", "--split", "test"], "no split called"),
+        (["all"], "a suite of cod eval; its worlds are alchemy:small"),
         (["--play"], "name the world"),
         (["frozen-lake", "--play", "--json"], "leave --json out"),
     ],

@@ -118,13 +118,14 @@ def test_solvers_are_made_by_name() -> None:
             made_solver(wrong, "http://here", "m")
 
 
-def test_each_of_several_worlds_is_looked_up_before_anything_starts(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("unknown", "told"), [("nowhere", ""), ("harder", ": that is a suite of cod eval")])
+def test_each_of_several_worlds_is_looked_up_before_anything_starts(tmp_path: Path, unknown: str, told: str) -> None:
     from typer.testing import CliRunner
 
     from cod_agent.errors import UnknownName
     from cod_train.cli.train import app
 
-    words = ["--env", "frozen-lake:tiny,nowhere", "--out", str(tmp_path / "out")]
-    with pytest.raises(UnknownName, match="no world called 'nowhere'"):
+    words = ["--env", f"frozen-lake:tiny,{unknown}", "--out", str(tmp_path / "out")]
+    with pytest.raises(UnknownName, match=f"no world called '{unknown}'{told}"):
         CliRunner().invoke(app, words, catch_exceptions=False)
     assert not (tmp_path / "out").exists()

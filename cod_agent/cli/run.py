@@ -10,7 +10,7 @@ import typer
 
 from cod_agent.cli import options
 from cod_agent.cli.eval_tables import by_position
-from cod_agent.cli.output import Progress, command_line, console, print_json, resumable, say
+from cod_agent.cli.output import Progress, command_line, console, counted, print_json, resumable, say
 
 if TYPE_CHECKING:
     from cod_agent.evaluation import Evaluation, Lane, Plan
@@ -54,7 +54,11 @@ def run(
 
     Example: cod run frozen-lake:small --model embedded --packs 8 --db lake.db
     """
+    from cod_agent.evaluation.suites import refuse_suite
+
     flags = options.flags_of(locals())
+    if world is not None:
+        refuse_suite(world)
     plan = options.resumed(db, flags, only) if resume else options.plan_of(flags, {"packs": 8})
     with resumable(command_line("cod", "run", "--resume", "--db", db), db):
         told = _Told(plan, quiet=as_json)
@@ -148,7 +152,7 @@ def finished(memory: Memory, agent: str) -> set[tuple[str, int]]:
 
 def _summary(found: Evaluation, told: _Told, plan: Plan, db: Path) -> None:
     if told.lived:
-        say(f"({told.lived} tasks had been lived before)")
+        say(f"({counted(told.lived, 'task')} had been lived before)")
     say("")
     for table in by_position(found, console().width):
         console().print(table)

@@ -43,9 +43,11 @@ def worlds(
         _list(as_json)
         return
     from cod_agent.environments import SPLITS, make_world
+    from cod_agent.evaluation.suites import refuse_suite
 
     if split not in SPLITS:
         raise UnknownName.among("split", split, list(SPLITS))
+    refuse_suite(world)
     made = make_world(world, seed=seed, split=split, form=form)  # type: ignore[arg-type]
     lived: Pack = made.pack(size if play else 1, pack)
     if play and as_json:

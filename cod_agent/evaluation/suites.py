@@ -95,6 +95,18 @@ def parts_of(plan: Plan, names: Sequence[str], sizes: Sequence[int] = ()) -> tup
     )
 
 
+def refuse_suite(name: str) -> None:
+    """For where worlds are named and suites are not. Raises: UnknownName, for a word that is no world but a suite."""
+    if name in SUITES:
+        try:
+            make_world(name)
+        except UnknownName:
+            inside = ", ".join(SUITES[name].worlds)
+            raise UnknownName(
+                f"no world called {name!r}: that is a suite of cod eval; its worlds are {inside}"
+            ) from None
+
+
 def _refuse_near_miss(name: str) -> None:
     """Raises: UnknownName, for a word that is no world but nearly a suite; other words are for `make_world` to judge."""
     if ":" not in name and get_close_matches(name, SUITES):

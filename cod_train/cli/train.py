@@ -119,7 +119,10 @@ def train(
 
 def _check_names(base: str, world: str | None) -> None:
     """Raises: UnknownName, UsageError, before anything is started."""
+    from cod_agent.evaluation.suites import refuse_suite
+
     for one in world.split(",") if world else ():
+        refuse_suite(one)
         make_world(one)
     if base in POLICIES or (Path(base) / "config.json").is_file():
         return
