@@ -18,6 +18,9 @@ from typing import Any
 
 import pytest
 from forgetful import PLANTED, house, lived, tasks
+from lives import reply
+from lives import tools as using_tools
+from servers import ScriptedServer
 from typer.testing import CliRunner
 from writers import Writer
 
@@ -325,13 +328,21 @@ async def test_chat_is_what_fine_tuning_tools_read(memory: Memory) -> None:
     assert len(lines(cod(memory.path, "--format", "chat").stdout)) == len(calls) == 5
 
 
-def test_tools_that_were_offered_are_part_of_a_conversation(old: Path) -> None:
-    found = list(chat(old, Counter()))
-    offered = [one["tools"] for one in found if "tools" in one]
-    assert all(tool["type"] == "function" for tools in offered for tool in tools)
-    called = {call["id"] for one in found for said in one["messages"] for call in said.get("tool_calls", ())}
-    told = {said["tool_call_id"] for one in found for said in one["messages"] if said["role"] == "tool"}
-    assert told <= called
+def test_tools_that_were_offered_and_called_are_part_of_a_conversation(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LIVES_LOG", str(tmp_path / "ran.log"))
+    with ScriptedServer(reply) as server:
+        using_tools(server.url, str(tmp_path / "a.db"))
+    found = exported(tmp_path / "a.db", "--tokens")
+    agree(tmp_path / "a.db", found)
+    assert Counter(effect["name"] for one in found for effect in one["effects"]) >= Counter(count=3, price=3, order=3)
+    spoken = [one for one in chat(tmp_path / "a.db", Counter()) if one["meta"]["kind"] == "solve"]
+    for one in spoken:
+        assert {"count", "price", "order"} <= {offered["function"]["name"] for offered in one["tools"]}
+        called = [call["id"] for said in one["messages"][:-1] for call in said.get("tool_calls", ())]
+        assert called == [said["tool_call_id"] for said in one["messages"] if said["role"] == "tool"]
+    assert [call["function"]["name"] for call in spoken[0]["messages"][-1]["tool_calls"]] == ["count", "price"]
 
 
 def test_a_file_is_written_whole_or_stays_what_it_was(tmp_path: Path) -> None:
