@@ -110,6 +110,35 @@ def test_run_says_a_line_a_task_and_sums_up() -> None:
     assert "agrees with itself" in cod("verify", "lake.db").stdout
 
 
+def test_run_says_how_a_task_ended_that_was_no_success() -> None:
+    Path("mute.py").write_text(
+        "from cod_agent import Feedback, Observation, Pack, Task\n"
+        "ENDINGS = [(0.0, 'malformed'), (float('nan'), 'unjudged'), (0.0, ''), (1.0, 'goal')]\n"
+        "class World:\n"
+        "    name, form = 'mute', 'compact'\n"
+        "    def __init__(self, **_): self.players = {'perfect': lambda dice: lambda said: ''}\n"
+        "    def pack(self, n, index=0):\n"
+        "        return Pack(f'mute/{index}', tuple(Task(id=f'{index}-{at}', data={'at': at}) for at in range(n)), self)\n"
+        "    def start(self, task):\n"
+        "        session = World()\n"
+        "        session.end = ENDINGS[task.data['at']]\n"
+        "        return session\n"
+        "    def reset(self): return Observation('say')\n"
+        "    def step(self, answer):\n"
+        "        reward, ending = self.end\n"
+        "        return Observation('', done=True, feedback=Feedback(reward=reward, text='', ending=ending))\n"
+    )
+    said = cod("run", "mute:World", *PERFECT, "--packs", 1, "--db", "mute.db").stdout
+    told = [
+        line.partition("reward ")[2].partition(",")[0] for line in said.splitlines() if line.startswith("mute/0 task")
+    ]
+    assert told == ["0 (malformed)", "lost (unjudged)", "0", "1"]
+    assert "1 of 4 rewards is lost, and left out: 1 unjudged." in said
+    assert "1 of 4 tasks ended with an answer that said nothing the world understands" in said
+    again = json.loads(cod("run", "--resume", "--db", "mute.db", "--json").stdout)
+    assert [task["ending"] for task in again["tasks"]] == ["malformed", "unjudged", "", "goal"]
+
+
 def test_a_suite_is_no_world_to_run() -> None:
     said = cod("run", "tiny", *PERFECT, code=1).stderr
     assert "a suite of cod eval" in said and "frozen-lake:small, alchemy:tiny" in said and not Path("cod.db").exists()

@@ -6,6 +6,8 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
+import pytest
+
 from cod_agent import CoDAgent, Feedback, Memory, Observation, Pack, Task
 from cod_agent.context import CLOSE, OPEN, Message
 from cod_agent.environments.base import MALFORMED
@@ -98,6 +100,20 @@ async def test_a_lost_reward_is_not_malformed(memory: Memory) -> None:
     run = await live(memory, Says("lost", GOOD), 0, tasks=1)
     (only,) = measured(memory, "agent", [run])
     assert (only.tasks, only.malformed, only.written) == (1, 0, 0)
+    assert only.lost == {MALFORMED: 1}, "as it ended"
+
+
+async def test_a_task_that_was_given_up_is_lost_as_aborted(memory: Memory) -> None:
+    class Down(Says):
+        async def complete(self, messages: Sequence[Message], *, on_delta: Any = None) -> Completion:
+            raise ConnectionError("no answer")
+
+    async with CoDAgent("agent", model=Down("", ""), memory=memory) as one:
+        with pytest.raises(ConnectionError):
+            _ = [outcome async for outcome in one.run(Coin().pack(1, 0), run="left")]
+        await one.abandon(run="left", reason="nobody came back")
+    (only,) = measured(memory, "agent", ["left"])
+    assert only.lost == {"aborted": 1} and only.json()["lost"] == {"aborted": 1}
 
 
 async def test_other_agents_and_other_runs_do_not_count(memory: Memory) -> None:

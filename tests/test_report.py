@@ -472,6 +472,14 @@ def test_what_speaks_against_the_figures_is_said_at_the_top() -> None:
     assert said[0] in Page(render(studied(replace(found, arms=(replace(found.arms[0], measures=bad),))))).text
 
 
+def test_lost_rewards_are_counted_by_how_their_tasks_ended() -> None:
+    found = made(packs=64)
+    lost = tuple(replace(measure(at), lost={"unjudged": 2, "aborted": at}) for at in range(2))
+    (said,) = words.doubts(replace(found, arms=(replace(found.arms[0], measures=lost), *found.arms[1:])))
+    assert said.startswith("5 of 80 rewards are lost, and left out: 4 unjudged, 1 aborted.")
+    assert words.losses({"unjudged": 1}, 1).startswith("1 of 1 reward is lost")
+
+
 def test_without_the_control_nothing_is_claimed() -> None:
     found = made(others=("frozen",))
     assert "not known" in words.answer(found) and words.verdict(found) == "not compared"

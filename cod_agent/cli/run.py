@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
+from math import isnan
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -75,21 +77,30 @@ class _Told:
     def __init__(self, plan: Plan, *, quiet: bool) -> None:
         self.quiet, self.before, self.tasks = quiet, set[tuple[str, int]](), list[dict[str, Any]]()
         self.lived, self.packs = 0, set[int]()
+        self.lost, self.malformed = Counter[str](), 0
         self.progress = Progress(plan.packs * plan.pack_size, "tasks")
 
     def outcome(self, lane: Lane, pack: int, outcome: Outcome) -> None:
+        from cod_agent.environments.base import MALFORMED
+        from cod_agent.evaluation.measures import lost_by
+
         reward = outcome.reward if outcome.reward is not None and outcome.reward == outcome.reward else None
         self.tasks.append(
             {
                 "run": outcome.run,
                 "position": outcome.position,
                 "reward": reward,
+                "ending": outcome.feedback.ending if outcome.feedback else "",
                 "update": outcome.update,
                 "version": outcome.version,
                 "calls": outcome.calls,
                 "reason": outcome.reason,
             }
         )
+        if outcome.reward is not None and reward is None:
+            self.lost[lost_by(outcome.feedback)] += 1
+        elif outcome.feedback is not None and outcome.feedback.ending == MALFORMED:
+            self.malformed += 1
         self.progress.step()
         self.packs.add(pack)
         if (outcome.run, outcome.position) in self.before:
@@ -99,7 +110,12 @@ class _Told:
 
 
 def _line(outcome: Outcome) -> str:
-    reward = "none" if outcome.reward is None else f"{outcome.reward:g}"
+    reward = "none" if outcome.reward is None else "lost" if isnan(outcome.reward) else f"{outcome.reward:g}"
+    if outcome.reward is not None and not outcome.reward > 0:  # no success, or nobody knows
+        how = (outcome.feedback.ending if outcome.feedback else "") or (
+            outcome.reason if outcome.update == "none" else ""
+        )
+        reward += f" ({how})" if how else ""
     said = {
         "written": f"context version {outcome.version}",
         "held": f"context held back ({outcome.reason})",
@@ -151,6 +167,8 @@ def finished(memory: Memory, agent: str) -> set[tuple[str, int]]:
 
 
 def _summary(found: Evaluation, told: _Told, plan: Plan, db: Path) -> None:
+    from cod_agent.evaluation.words import losses
+
     if told.lived:
         say(f"({counted(told.lived, 'task')} had been lived before)")
     say("")
@@ -162,6 +180,11 @@ def _summary(found: Evaluation, told: _Told, plan: Plan, db: Path) -> None:
         f"{found.amount} lived in {found.seconds:.1f} s: "
         f"mean reward {found.main.overall}, {found.calls} calls, {found.written} contexts written{kept}."
     )
+    if told.lost:
+        say(losses(told.lost, len(told.tasks)))
+    if told.malformed:
+        share = f"{told.malformed} of {counted(len(told.tasks), 'task')}"
+        say(f"{share} ended with an answer that said nothing the world understands (malformed).")
     say(f"All of it is in {db}. Look at the contexts: {command_line('cod', 'context', 'log', db)}")
     if found.held:
         say(f"Decide about what is held back: {command_line('cod', 'context', 'review', db)}")

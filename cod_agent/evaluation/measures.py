@@ -19,6 +19,7 @@ from typing import Any
 
 from cod_agent.environments.base import MALFORMED
 from cod_agent.memory import Memory
+from cod_agent.tasks import Feedback
 
 _EPISODES = """
 WITH lived AS (
@@ -42,6 +43,13 @@ SELECT l.id, l.position, count(*), count(k.prompt_tokens), sum(k.prompt_tokens),
 FROM lived l JOIN episodes e ON e.run_id = l.id AND e.position = l.position JOIN calls k ON k.episode_id = e.id
 GROUP BY l.id, l.position
 """
+
+_LOST = """
+SELECT r.id, t.position, t.feedback FROM runs r JOIN tasks t ON t.run_id = r.id
+WHERE r.agent = ?1 AND r.name IN (SELECT value FROM json_each(?2)) AND t.state IN ('judged', 'updated', 'closed')
+  AND t.feedback IS NOT NULL AND NOT json_valid(t.feedback)
+"""
+"""Tasks whose reward is lost: NaN, see above."""
 
 _TASKS = """
 SELECT r.id, t.position, t.fingerprint FROM runs r JOIN tasks t ON t.run_id = r.id
@@ -78,6 +86,8 @@ class Measure:
     """As the server counts them: mean; None where any call was not counted."""
     seconds: float
     """From the beginning to the end of the task's episodes, waiting for others included: mean."""
+    lost: dict[str, int] = field(default_factory=dict, hash=False)
+    """Tasks whose reward is lost, by how they ended (`lost_by`)."""
 
     def json(self) -> dict[str, Any]:
         """As JSON, means to three digits."""
@@ -87,6 +97,7 @@ class Measure:
             "tries": self.tries,
             "malformed": self.malformed,
             "aborted": self.aborted,
+            "lost": self.lost,
             "updates": {"written": self.written, "refused": self.refused, "reasons": self.reasons},
             "context_characters": round(self.shown, 3),
             "calls": round(self.calls, 3),
@@ -108,6 +119,7 @@ class _Sums:
     reasons: Counter[str] = field(default_factory=Counter)
     shown: int = 0
     seconds: float = 0.0
+    lost: Counter[str] = field(default_factory=Counter)
     calls: int = 0
     counted: list[int] = field(default_factory=lambda: [0, 0])
     tokens: list[int] = field(default_factory=lambda: [0, 0])
@@ -146,6 +158,7 @@ class _Sums:
             prompt_tokens=tokens[0],
             sampled_tokens=tokens[1],
             seconds=self.seconds / tasks,
+            lost=dict(self.lost.most_common()),
         )
 
 
@@ -161,14 +174,15 @@ def measured(memory: Memory, agent: str, runs: Iterable[str], *, again: bool = F
     """
     asked = (agent, json.dumps(list(runs)))
 
-    def read(conn: sqlite3.Connection) -> tuple[list[Any], list[Any], dict[tuple[int, int], int]]:
-        episodes, calls = (
+    def read(conn: sqlite3.Connection) -> tuple[list[Any], list[Any], list[Any], dict[tuple[int, int], int]]:
+        episodes, calls, lost = (
             conn.execute(_EPISODES, (*asked, MALFORMED)).fetchall(),
             conn.execute(_CALLS, asked).fetchall(),
+            conn.execute(_LOST, asked).fetchall(),
         )
-        return episodes, calls, _places(conn.execute(_TASKS, asked)) if again else {}
+        return episodes, calls, lost, _places(conn.execute(_TASKS, asked)) if again else {}
 
-    episodes, calls, places = memory.read_sync(read)
+    episodes, calls, lost, places = memory.read_sync(read)
     found: dict[int, _Sums] = {}
     for run, at, kind, state, reason, n, malformed, shown, seconds in episodes:
         position = places.get((run, at), at)
@@ -180,7 +194,14 @@ def measured(memory: Memory, agent: str, runs: Iterable[str], *, again: bool = F
         sums.calls += n
         sums.counted = [sums.counted[0] + prompts, sums.counted[1] + samples]
         sums.tokens = [sums.tokens[0] + (prompt_tokens or 0), sums.tokens[1] + (sampled_tokens or 0)]
+    for run, at, feedback in lost:
+        found[places.get((run, at), at)].lost[lost_by(Feedback.model_validate_json(feedback))] += 1
     return tuple(sums.measure(position) for position, sums in sorted(found.items()))
+
+
+def lost_by(feedback: Feedback | None) -> str:
+    """How an episode whose reward is lost ended: the world's word for it, or `aborted` where it was given up."""
+    return (feedback.ending if feedback else "") or "aborted"
 
 
 def weights_of(memory: Memory, agent: str, runs: Iterable[str]) -> set[str]:

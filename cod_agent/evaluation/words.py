@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 import re
 import shlex
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -207,13 +208,23 @@ def doubts(found: Evaluation) -> list[str]:
         said.append(
             f"{len(found.weights)} weights answered as {found.model} ({names}): these are figures of no one model."
         )
-    if found.main.lost:
+    if lost := sum((Counter(one.lost) for one in main), Counter()):
+        said.append(losses(lost, sum(one.tasks for one in main)))
+    elif found.main.lost:
         said.append(f"{found.main.lost:,} tasks were lost to the infrastructure, and are left out.")
     if found.packs == 1:
         said.append("One pack says next to nothing. Use 512 for a figure to quote.")
     elif found.packs < FEW:
         said.append(f"{found.packs} packs are few: the intervals are wide. Use 512 for a figure to quote.")
     return said
+
+
+def losses(lost: Mapping[str, int], tasks: int) -> str:
+    """How many rewards of so many tasks are lost, and how those tasks ended."""
+    total, ways = sum(lost.values()), Counter(lost).most_common()
+    said = ", ".join(f"{times:,} {cut(how, 40)}" for how, times in ways)
+    of_all = f"{total:,} of {count(tasks, 'reward')} {'is' if total == 1 else 'are'} lost, and left out"
+    return f"{of_all}: {said}. Each task's feedback says why."
 
 
 def standing(found: Evaluation) -> str:
