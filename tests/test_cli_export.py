@@ -434,7 +434,7 @@ def test_flags_that_do_not_go_together_are_refused(words: tuple[object, ...], sa
     assert said in found.stderr and not found.stdout
 
 
-def test_a_reader_that_goes_and_a_full_disk_are_a_sentence(old: Path) -> None:
+def test_a_reader_that_goes_is_a_sentence(old: Path) -> None:
     command = [sys.executable, "-m", "cod_agent.cli", "export", str(old)]
     options: dict[str, Any] = {"stderr": subprocess.PIPE, "text": True, "cwd": Path(__file__).parents[1]}
     with subprocess.Popen(command, stdout=subprocess.PIPE, **options) as gone:
@@ -444,10 +444,6 @@ def test_a_reader_that_goes_and_a_full_disk_are_a_sentence(old: Path) -> None:
             "Error: the export is not whole, standard output takes no more: whoever read it has gone"
         ]
     assert gone.returncode == 1
-    if Path("/dev/full").exists():
-        with Path("/dev/full").open("w") as full:
-            done = subprocess.run(command, stdout=full, **options)
-        assert done.returncode == 1 and len(done.stderr.splitlines()) == 1 and "No space left" in done.stderr
 
 
 def test_a_long_life_takes_no_more_memory_than_a_short_one(tmp_path: Path) -> None:
