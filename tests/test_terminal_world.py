@@ -37,7 +37,7 @@ from cod_agent.tasks import Pack, Task
 GOLDEN = {
     "small": "a309e28f99faecd78029822f5f7465b360d18a9dbebe2bbd793c2eb56900f8a0",
     "paper": "4401cb25c29429c055a700ffbb09cf57113c0ac887865a263be9d05bf05de938",
-    "paper-hard": "715dfdbe0ecb35d2173d8f8b1ae378dde83f041dfe94450fa99abdba8be9bce9",
+    "paper-hard": "e73e128776b83d3e1dda4ebaed4b225833a7f91b8ade84e5cfe14143959dd06e",
     "paper-shared": "424210b906e84a427e533bb8a9671b5c2512ce8facd36a03a49b5a332898073e",
 }
 """SHA-256 of what the first packs of seed 7 show and hide. A change here makes every earlier figure incomparable."""
@@ -131,12 +131,11 @@ def test_the_tasks_of_a_shared_pack_take_place_on_the_same_computers_and_those_o
 
 
 @pytest.mark.parametrize("preset", PRESETS)
-def test_jobs_are_as_the_preset_says(preset):
+def test_half_of_the_jobs_are_composite(preset):
     world = Terminal(preset, 11)
     verbs = Counter(scene(world, task).job.verb for pack in world.packs(30, 4) for task in pack)
-    assert set(verbs) == {*(SINGLE if PRESETS[preset].composite < 1 else ()), *COMPOSITE}
-    share = sum(verbs[verb] for verb in COMPOSITE) / 120
-    assert abs(share - PRESETS[preset].composite) < 0.15
+    assert set(verbs) == {*SINGLE, *COMPOSITE}
+    assert abs(sum(verbs[verb] for verb in COMPOSITE) / 120 - 0.5) < 0.15
 
 
 @pytest.mark.parametrize("preset", SHARED)
@@ -273,6 +272,10 @@ def test_words_are_quoted_and_expanded_as_in_a_shell():
         ("echo a >> b", "redirections"),
         ("cat < b", "redirections"),
         ("ls &", "background"),
+        ("mkdir b & mkdir c", "join commands with && or ;"),
+        ("ls ./*/*", "./*/*: * and ? work in the last part of a path only"),
+        ("rm -r a?/b a", "last part of a path only"),
+        ("scp -r ben@192.168.1.23:/home/*/x .", "last part of a path only"),
         ("echo `ls`", "substitution"),
         ("echo $(ls)", "subshells"),
         ("ls || ls", "pipes"),
@@ -329,6 +332,9 @@ def test_windows_has_its_own_names_paths_and_gaps():
         said(terminal, r"copy /Y a\two.txt %USERPROFILE%\three.txt && del a\two.txt && rd /s /q a && dir")
         == "three.txt"
     )
+    assert said(terminal, r"cd /D C:\Users && pwd; cd") == r"C:\Users" and "too many" in said(terminal, "cd /d a b")
+    assert "join commands with && or ;" in said(terminal, "dir & type three.txt")
+    assert r"C:\*\anna: * and ?" in said(terminal, r"dir C:\*\anna")
     assert "not recognized" in said(terminal, "chmod 600 three.txt") and "drive" in said(terminal, r"type D:\x")
     assert said(terminal, r"scp C:\Users\anna\three.txt ben@192.168.1.23:") == ""
     assert content(terminal.remote, "three.txt") == "1"
@@ -662,6 +668,7 @@ def test_the_rules_are_told_in_the_natural_form_only():
     assert Terminal("small", form="compact").pack(1)[0].prompt == ""
     rules = Terminal("small").pack(1)[0].prompt
     assert "6 steps" in rules and "<answer>ls -l ~</answer>" in rules and "server.txt" in rules
+    assert "not every month is there, and some are kept as an archive" in rules
     assert "15 turns" in Terminal("paper").pack(1)[0].prompt
     assert rules in NATURAL.solve(Terminal("small").pack(1)[0], "", None)[-1].content
 

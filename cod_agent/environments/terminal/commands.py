@@ -80,6 +80,8 @@ def _entry(name: str, node: Node, long: bool) -> str:
 
 
 def cd(shell: Shell, name: str, args: Sequence[str]) -> list[str]:
+    if shell.host.windows and args and args[0].lower() == "/d":
+        args = args[1:]  # also to another drive, of which there is none here
     if len(args) > 1:
         raise Refusal("cd: too many arguments")
     before = shell.cwd

@@ -71,6 +71,9 @@ LOGIN = "server.txt"
 ROOT: Path = ("srv",)
 """Where a shared server keeps its files."""
 
+COMBINED = 0.5
+"""The chance that a job is one of the eight that combine several."""
+
 T = TypeVar("T")
 
 
@@ -79,8 +82,6 @@ class Preset:
     """What kind of tasks a world has."""
 
     steps: int
-    composite: float = 0.5
-    """The chance that a job is one of the eight that combine several."""
     rooms: int = 0
     """Folders of a shared host, each with `shelves`; 0: the tasks of a pack share nothing."""
     shelves: int = 0
@@ -93,7 +94,7 @@ class Preset:
 PRESETS = {
     "small": Preset(steps=6, rooms=4, shelves=3, subjects=5, counts=True),
     "paper": Preset(steps=15),
-    "paper-hard": Preset(steps=12, composite=1.0),
+    "paper-hard": Preset(steps=12),
     "paper-shared": Preset(steps=8, rooms=6, shelves=4, subjects=8, counts=True),
 }
 
@@ -253,9 +254,9 @@ def _fill(estate: Estate, side: bool, tree: _Tree) -> None:
             tree.file((*folder, packed), archive)
 
 
-def draw_verb(rng: Random, preset: Preset) -> str:
+def draw_verb(rng: Random) -> str:
     """One of the jobs."""
-    return _pick(rng, COMPOSITE if rng.random() < preset.composite else SINGLE)
+    return _pick(rng, COMPOSITE if rng.random() < COMBINED else SINGLE)
 
 
 def _side(rng: Random, verb: str, system: System) -> bool:
@@ -268,7 +269,7 @@ def _side(rng: Random, verb: str, system: System) -> bool:
 def shared_scene(rng: Random, preset: Preset, estate: Estate, hosts: tuple[Host, Host], index: int) -> Scene:
     """A task of an estate, in which things are spoken of by what they mean. Subjects take turns, and so do their months, so that hardly a
     job comes twice."""
-    verb = draw_verb(rng, preset)
+    verb = draw_verb(rng)
     remote = _side(rng, verb, estate.local.system)
     source = not remote if verb in UP | DOWN else remote
     turn, number = divmod(index, len(estate.months))
@@ -321,7 +322,7 @@ def _lone(rng: Random, preset: Preset) -> Scene:
     system, user, account = _pick(rng, SYSTEMS), _pick(rng, USERS), _pick(rng, USERS)
     local = Facts(system, "pc", user, _home(system, user), ABSENT if system == "windows" else frozenset())
     remote = Facts("linux", f"192.168.1.{10 + below(rng, 90)}", account, ("home", account))
-    verb = draw_verb(rng, preset)
+    verb = draw_verb(rng)
     at_server = _side(rng, verb, system)
     source = not at_server if verb in UP | DOWN else at_server
     trees = {False: _Tree(local), True: _Tree(remote)}

@@ -28,7 +28,7 @@ _REFUSED = {
     "|": "pipes are not part of this shell",
     ">": "redirections are not part of this shell",
     "<": "redirections are not part of this shell",
-    "&": "jobs in the background are not part of this shell",
+    "&": "jobs in the background are not part of this shell: join commands with && or ;, not with one &",
     "`": "substitution of commands is not part of this shell",
     "(": "subshells are not part of this shell",
     ")": "subshells are not part of this shell",
@@ -252,8 +252,14 @@ def _never() -> bool:
 
 
 def globbed(host: Host, at: Path, word: str) -> list[str]:
-    """The paths that a word with marks names, seen from the folder `at`; itself, if nothing fits."""
+    """The paths that a word with marks names, seen from the folder `at`; itself, if nothing fits.
+
+    Raises:
+        Refusal: a mark stands before the last part of the path.
+    """
     folder, name = _last(word, host.windows)
+    if STAR in folder or ONE in folder:
+        raise Refusal(f"shell: {plain(word)}: * and ? work in the last part of a path only")
     if STAR in name or ONE in name:
         try:
             found = host.get(host.path(plain(folder) or ".", at))

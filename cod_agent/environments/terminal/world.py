@@ -73,9 +73,10 @@ _ALONE = "The computers are other ones in every task. Where a file lies that is 
 _SHARED = (
     "All tasks of this series take place on the same two computers, which are as before again at the beginning of every task. Files lie "
     "in directories below your home directory, and on the server below /srv, two levels deep. A directory holds the files of one subject, "
-    "one file a month, and every file is named in the same way. Where which subject lies, how files are named, and what is peculiar about "
-    "these computers nobody tells you, except that {login} in your home directory says which account on the server is "
-    "yours. What you find out helps in later tasks. A file that is moved, copied, uploaded or packed keeps its name."
+    "at most one a month: not every month is there, and some are kept as an archive that holds the file. Every file is named in the same "
+    "way. Where which subject lies, how files are named, and what is peculiar about these computers nobody tells you, except that "
+    "{login} in your home directory says which account on the server is yours. "
+    "What you find out helps in later tasks. A file that is moved, copied, uploaded or packed keeps its name."
 )
 _BY_LINE = "You have {steps} turns."
 _BY_COMMAND = "You have {steps} steps. Every command of a line is a step, also one that ssh runs on the server."
