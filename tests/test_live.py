@@ -118,6 +118,23 @@ def test_solvers_are_made_by_name() -> None:
             made_solver(wrong, "http://here", "m")
 
 
+@pytest.mark.parametrize("out", ["trl", "vllm/first"])
+def test_no_training_goes_into_a_folder_that_verl_would_import(
+    out: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from typer.testing import CliRunner
+
+    from cod_agent.errors import UsageError
+    from cod_train.cli.train import _check_folder, app
+
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UsageError, match="choose another --out"):
+        CliRunner().invoke(app, ["--env", "frozen-lake:tiny", "--out", out], catch_exceptions=False)
+    assert not Path(out).exists()
+    for fine in (Path("runs/trl"), tmp_path.parent / "trl"):
+        _check_folder(fine)
+
+
 @pytest.mark.parametrize(("unknown", "told"), [("nowhere", ""), ("harder", ": that is a suite of cod eval")])
 def test_each_of_several_worlds_is_looked_up_before_anything_starts(tmp_path: Path, unknown: str, told: str) -> None:
     from typer.testing import CliRunner

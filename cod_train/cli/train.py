@@ -30,6 +30,9 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 Training = subprocess.Popen[bytes]
 
+LOOKED_FOR = ("megatron", "msprobe", "nvtx", "sglang", "trl", "vllm")
+"""Packages that verl uses where it finds something of their name."""
+
 POLL = 0.5
 """Seconds between two looks at how it goes."""
 
@@ -87,6 +90,7 @@ def train(
         if not Path(file).is_file():
             raise UsageError(f"no such file: {file}")
     _check_names(base, env)
+    _check_folder(out)
     origin = "live" if not files else "mixed" if env else "recorded"
     words = [f"--config-name={config}", f"data.source={origin}", f"trainer.default_local_dir={json.dumps(str(out))}"]
     words += [f"data.recorded={json.dumps([str(Path(file).absolute()) for file in files])}"]
@@ -115,6 +119,13 @@ def train(
     _begin(out, words)
     _run(words, out, composition, in_process, quiet=as_json)
     _tell(out, base, composition.data.world, as_json)
+
+
+def _check_folder(out: Path) -> None:
+    """Raises: UsageError, for a folder that verl would import for a package, since processes of a training look here, too."""
+    top = out.absolute().relative_to(Path.cwd()).parts[:1] if out.absolute().is_relative_to(Path.cwd()) else ()
+    if top and top[0] in LOOKED_FOR:
+        raise UsageError(f"verl would take a folder {top[0]} here for the package of that name: choose another --out")
 
 
 def _check_names(base: str, world: str | None) -> None:
