@@ -49,10 +49,12 @@ def count(memory: Memory, table: str = "calls") -> int:
 
 def test_differences_by_position_are_pack_by_pack_and_never_without_doubt() -> None:
     theirs = np.random.default_rng(2).random((50, 3))
-    found = paired(theirs + [0.0, 0.1, 1.0], theirs)
+    ours = theirs + [0.0, 0.1, 1.0]
+    found, wide = paired(ours, theirs), float(ours.max() - min(0.0, theirs.min()))
     others = 1 - 0.025 ** (1 / 50)  # so many packs at most may be others than 50 that are all alike: .071
     assert [(point.mean, point.low, point.high) for point in found.points] == [
-        pytest.approx((value, value - others * (1 + value), value + others * (1 - value))) for value in (0.0, 0.1, 1.0)
+        pytest.approx((value, value - others * (wide + value), value + others * (wide - value)))
+        for value in (0.0, 0.1, 1.0)
     ]
 
 
