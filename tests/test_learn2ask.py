@@ -192,7 +192,9 @@ def test_where_nothing_is_missing_only_stopping_is_right():
     seen = by_hand("compact", **complete).step("stop")
     assert (seen.text, seen.feedback.text, seen.feedback.reward) == ("stop | a d e h", "stopped", 1)
     seen = by_hand("natural", **complete).step("<answer>Enough. <stop /></answer>")
-    assert seen.feedback.reward == 0.75 and "exactly <stop />" in seen.feedback.text and seen.feedback.ending == "stopped"
+    assert (
+        seen.feedback.reward == 0.75 and "exactly <stop />" in seen.feedback.text and seen.feedback.ending == "stopped"
+    )
     assert by_hand("natural", **complete).step("<answer><stop /></answer>").feedback.reward == 1
     assert by_hand("natural", **complete).step("<answer>A fever?</answer>").feedback.ending == "late"
 
