@@ -82,8 +82,9 @@ def test_a_training_in_one_process_goes_on_in_verl_and_again_after_its_rollout_s
         command(*words, "--steps", "200"), cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True
     )
     deadline = time.monotonic() + 240
-    while time.monotonic() < deadline and len(steps(out)) < 3 and going.poll() is None:
-        time.sleep(0.5)
+    # The fourth step's record: its rollouts are under way, and the server has its weights.
+    while time.monotonic() < deadline and not [*out.glob("rollouts/train-000004*.db")] and going.poll() is None:
+        time.sleep(0.05)
     for process in psutil.Process(going.pid).children(recursive=True):
         if process.name().startswith("ray::Server"):
             process.kill()
