@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Generic, Protocol, TypeVar, get_args
 
 from cod_agent.environments.base import SPLITS, Form, Recovery, Split
+from cod_agent.environments.draws import below, randomness
 from cod_agent.environments.players import Players
 from cod_agent.errors import UnknownName, UsageError
 from cod_agent.tasks import Observation, Pack, Task
@@ -37,6 +38,19 @@ class Place:
     pack: int
     index: int
     """Of the task in its pack."""
+
+
+def carried_number(*names: object) -> int:
+    """What `Observation.carried` calls the pack of these names, so that nothing is taken for another pack's.
+
+    A number: a text would be changed by a `redact` that takes what is in it for a secret, and all be forgotten.
+    """
+    return below(randomness(*names, "carried"), 2**48)
+
+
+def not_carried(world: str) -> UsageError:
+    """What starting a session raises for something `carried` that no session of the world gave."""
+    return UsageError(f"a session of {world} goes on from what the run's last observation carried, and this is not it")
 
 
 class PlainSession(Protocol):

@@ -17,6 +17,7 @@ from typing import Protocol
 
 from cod_agent.context import CLOSE, COMPACT, OPEN, Message
 from cod_agent.environments.draws import below
+from cod_agent.errors import UsageError
 
 Player = Callable[[Sequence[Message]], str]
 """Messages -> answer."""
@@ -54,6 +55,11 @@ def players_of(choices: Choices, noted: Callable[[str], str]) -> Players:
         return make
 
     return {"memoryless": made(False), "perfect": made(True)}
+
+
+def not_compact(world: str) -> UsageError:
+    """What a player of `world` raises when it is shown something else than the compact form."""
+    return UsageError(f"the scripted players of {world} read its compact form only: make the world with form='compact'")
 
 
 def is_update(messages: Sequence[Message]) -> bool:

@@ -16,7 +16,7 @@ from itertools import combinations_with_replacement, product
 
 from cod_agent.context import Message
 from cod_agent.environments.alchemy.recipes import plan, ways_of
-from cod_agent.environments.players import after_note, note_in, players_of
+from cod_agent.environments.players import after_note, not_compact, note_in, players_of
 from cod_agent.errors import UsageError
 
 Pair = tuple[str, str]
@@ -49,9 +49,7 @@ def read_bench(text: str) -> Bench:
     """
     found = _VIEW.search(text)
     if found is None:
-        raise UsageError(
-            "the scripted players of alchemy read its compact form only: make the world with form='compact'"
-        )
+        raise not_compact("alchemy")
     held = {name: int(count or 1) for name, count in _HELD.findall(found[3])}
     return Bench(found[1], int(found[2]), held, bool(found[4]))
 

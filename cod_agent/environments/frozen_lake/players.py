@@ -14,7 +14,7 @@ from itertools import permutations
 
 from cod_agent.context import Message
 from cod_agent.environments.frozen_lake.maps import FAR, MOVES, distances, neighbours
-from cod_agent.environments.players import after_note, note_in, players_of
+from cod_agent.environments.players import after_note, not_compact, note_in, players_of
 from cod_agent.errors import UsageError
 
 Assignment = tuple[str, ...]
@@ -35,9 +35,7 @@ def read_lake(text: str) -> tuple[int, str]:
     rows = rows[-size:] if size else []
     cells = "".join(rows)
     if len(cells) != size**2 or size < 2 or set(cells) - set("@*#.") or cells.count("@") != 1 or cells.count("*") != 1:
-        raise UsageError(
-            "the scripted players of frozen-lake read its compact form only: make the world with form='compact'"
-        )
+        raise not_compact("frozen-lake")
     return size, cells
 
 

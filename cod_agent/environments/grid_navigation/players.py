@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from cod_agent.context import Message
 from cod_agent.environments.grid_navigation.fields import PRESETS, name_of, way
-from cod_agent.environments.players import after_note, note_in, players_of
+from cod_agent.environments.players import after_note, not_compact, note_in, players_of
 from cod_agent.errors import UsageError
 
 Cell = tuple[int, int]
@@ -62,9 +62,7 @@ def read_trip(text: str) -> tuple[Cell, Cell, int]:
     """
     found = _TRIP.search(text)
     if found is None:
-        raise UsageError(
-            "the scripted players of grid-navigation read its compact form only: make the world with form='compact'"
-        )
+        raise not_compact("grid-navigation")
     at, goal = (int(found[2]) - 1, ord(found[1]) - _A), (int(found[4]) - 1, ord(found[3]) - _A)
     return at, goal, int(found[5])
 

@@ -27,8 +27,8 @@ from typing import Any
 
 from cod_agent.environments.answers import tagged
 from cod_agent.environments.base import MALFORMED, Form, Split
-from cod_agent.environments.drawn import DrawnWorld, Place
-from cod_agent.environments.draws import below, randomness
+from cod_agent.environments.drawn import DrawnWorld, Place, carried_number, not_carried
+from cod_agent.environments.draws import randomness
 from cod_agent.environments.grid_navigation.fields import (
     PRESETS,
     Field,
@@ -263,8 +263,7 @@ class GridNavigation(DrawnWorld[Preset]):
 
     def _session(self, place: Place, carried: Any) -> GridSession:
         field, trip = _drawn(place)
-        # A number: a text would be changed by a `redact` that takes what is in it for a secret, and all be forgotten.
-        number = below(randomness(WORLD, place.preset, place.split, place.seed, place.pack, "carried"), 2**48)
+        number = carried_number(WORLD, place.preset, place.split, place.seed, place.pack)
         seen = _checked(carried, number, field) if carried is not None else ()
         return GridSession(
             field,
@@ -284,9 +283,7 @@ def _checked(carried: Any, number: int, field: Field) -> Collection[int]:
             return ()
         if isinstance(seen, list) and all(type(cell) is int and 0 <= cell < field.size**2 for cell in seen):
             return seen
-    raise UsageError(
-        "a session of grid-navigation goes on from what the run's last observation carried, and this is not it"
-    )
+    raise not_carried("grid-navigation")
 
 
 @lru_cache(1024)

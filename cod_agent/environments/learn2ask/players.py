@@ -23,8 +23,7 @@ from numpy.typing import NDArray
 
 from cod_agent.context import Message
 from cod_agent.environments.learn2ask.clinic import PRESETS, STOPPING, Preset
-from cod_agent.environments.players import after_note, note_in, players_of
-from cod_agent.errors import UsageError
+from cod_agent.environments.players import after_note, not_compact, note_in, players_of
 
 Masks = NDArray[np.int64]
 """Sets of topics, a bit each."""
@@ -115,9 +114,7 @@ def choices(messages: Sequence[Message], *, remember: bool = True) -> list[str]:
     seen = [said.content for said in messages if said.role == "user"]
     found = _VIEW.search(after_note(seen[0])) if seen else None
     if found is None or int(found[1]) not in _KINDS or _mask(found[2]) >> int(found[1]):
-        raise UsageError(
-            "the scripted players of learn2ask read its compact form only: make the world with form='compact'"
-        )
+        raise not_compact("learn2ask")
     topics, covered = int(found[1]), _mask(found[2])
     note = note_in(seen[0]) if remember and _KINDS[topics].shared else ""
     likely, missing = belief(topics, covered, note), clinics(topics).protocols & ~covered

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from cod_agent.context import Message
 from cod_agent.environments.optimal_control.dynamics import EFFORT, SPEED, A, B
-from cod_agent.environments.players import after_note, note_in, players_of
+from cod_agent.environments.players import after_note, not_compact, note_in, players_of
 from cod_agent.errors import MissingExtra, UsageError
 
 Array = NDArray[np.float64]
@@ -83,9 +83,7 @@ def read_trip(text: str) -> Start:
     """
     found = _TRIP.search(text)
     if found is None:
-        raise UsageError(
-            "the scripted players of optimal-control read its compact form only: make the world with form='compact'"
-        )
+        raise not_compact("optimal-control")
     return Start(float(found[1]), float(found[2]), float(found[3]), int(found[4]))
 
 

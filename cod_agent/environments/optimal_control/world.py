@@ -27,8 +27,8 @@ from typing import Any
 
 from cod_agent.environments.answers import tagged
 from cod_agent.environments.base import MALFORMED, Form, Split
-from cod_agent.environments.drawn import DrawnWorld, Place
-from cod_agent.environments.draws import below, randomness
+from cod_agent.environments.drawn import DrawnWorld, Place, carried_number, not_carried
+from cod_agent.environments.draws import randomness
 from cod_agent.environments.expressions import LENGTH, ExpressionError, parse
 from cod_agent.environments.optimal_control.dynamics import (
     NAMES,
@@ -235,8 +235,7 @@ class OptimalControl(DrawnWorld[Preset]):
         dynamics, trip = _drawn(place)
         if not self.remembers:
             return ControlSession(dynamics, trip, self.form)
-        # A number: a text would be changed by a `redact` that takes what is in it for a secret, and all be forgotten.
-        number = below(randomness(WORLD, place.preset, place.split, place.seed, place.pack, "carried"), 2**48)
+        number = carried_number(WORLD, place.preset, place.split, place.seed, place.pack)
         last = None if carried is None else _checked(carried, number)
         return ControlSession(dynamics, trip, self.form, last=last, carries=number)
 
@@ -248,9 +247,7 @@ def _checked(carried: Any, number: int) -> Last | None:
         sound = all(type(value) in (int, float) and math.isfinite(value) for value in numbers)
         if type(carried["cart"]) is int and sound and isinstance(law, str) and _is_law(law):
             return Last(law, *numbers) if carried["cart"] == number else None
-    raise UsageError(
-        "a session of optimal-control goes on from what the run's last observation carried, and this is not it"
-    )
+    raise not_carried("optimal-control")
 
 
 def _is_law(text: str) -> bool:

@@ -17,8 +17,7 @@ import numpy as np
 
 from cod_agent.context import Message
 from cod_agent.environments.pde_discovery.equations import TERMS, Equation, Unreadable, Values, read_equation, values
-from cod_agent.environments.players import after_note, note_in, players_of
-from cod_agent.errors import UsageError
+from cod_agent.environments.players import after_note, not_compact, note_in, players_of
 
 MOST = 150
 """Points of a note, the newest: they fit into 4,000 characters."""
@@ -58,9 +57,7 @@ def read_bench(messages: Sequence[Message]) -> Bench:
     start = _START.search(after_note(seen[0])) if seen else None
     first, last = (_LEFT.search(text) for text in (seen[0], seen[-1])) if seen else (None, None)
     if start is None or first is None or last is None:
-        raise UsageError(
-            "the scripted players of pde-discovery read its compact form only: make the world with form='compact'"
-        )
+        raise not_compact("pde-discovery")
     numbers = start[1].split(" ")
     modes = [(float(a), int(m)) for a, m in zip(numbers[::2], numbers[1::2], strict=True)]
     verbs = frozenset(said.content.partition(" ")[0] for said in messages if said.role == "assistant")

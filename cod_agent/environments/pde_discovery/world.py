@@ -34,8 +34,8 @@ import numpy as np
 
 from cod_agent.environments.answers import tagged
 from cod_agent.environments.base import MALFORMED, Form, Split
-from cod_agent.environments.drawn import DrawnWorld, Place
-from cod_agent.environments.draws import below, randomness
+from cod_agent.environments.drawn import DrawnWorld, Place, carried_number, not_carried
+from cod_agent.environments.draws import randomness
 from cod_agent.environments.pde_discovery import words
 from cod_agent.environments.pde_discovery.actions import Action, read_action
 from cod_agent.environments.pde_discovery.equations import Equation, Refused, Unreadable, Values, values, written
@@ -272,9 +272,7 @@ def _checked(carried: Any, number: int) -> Sequence[Point]:
             return ()
         if isinstance(points, list) and len(points) <= KEPT and all(map(_is_point, points)):
             return [(float(u), float(response)) for u, response in points]
-    raise UsageError(
-        "a session of pde-discovery goes on from what the run's last observation carried, and this is not it"
-    )
+    raise not_carried("pde-discovery")
 
 
 def _is_point(point: Any) -> bool:
@@ -294,8 +292,7 @@ def _drawn(place: Place) -> Rod:
     equation = _equation(names, place.preset)
     amplitude = stratum(randomness(*names, "amplitudes", place.index // STRATA), place.index)
     start = draw_start(randomness(*names, place.index), amplitude)
-    # A number: a text would be changed by a `redact` that takes what is in it for a secret, and all be forgotten.
-    number = below(randomness(*names, "carried"), 2**48)
+    number = carried_number(*names)
     return Rod(equation, start, number, (*names, place.index, "noise"))
 
 

@@ -13,7 +13,7 @@ from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 
 from cod_agent.context import Message
-from cod_agent.environments.players import after_note, note_in, players_of
+from cod_agent.environments.players import after_note, not_compact, note_in, players_of
 from cod_agent.environments.terminal.jobs import DOWN, UP
 from cod_agent.environments.terminal.notes import Entered, Known, archive_of, entered_in, join, prompt_in
 from cod_agent.environments.terminal.places import LOGIN
@@ -52,9 +52,7 @@ def read_job(text: str) -> Asked:
     """
     found = _JOB.match(text)
     if found is None:
-        raise UsageError(
-            "the scripted players of terminal read its compact form only: make the world with form='compact'"
-        )
+        raise not_compact("terminal")
     verb, thing, place, detail, side, system, account, server = found.groups()
     return Asked(verb, thing, place, detail, side == "srv", system, account or "", server)
 
