@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-import inspect
-from collections.abc import Awaitable
 from importlib import import_module
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,7 +11,7 @@ from cod_agent.cli.output import console, print_json, say
 from cod_agent.errors import UnknownName, UsageError
 
 if TYPE_CHECKING:
-    from cod_agent.tasks import Observation, Pack
+    from cod_agent.tasks import Pack
 
 
 def worlds(
@@ -43,6 +40,7 @@ def worlds(
         _list(as_json)
         return
     from cod_agent.environments import SPLITS, make_world
+    from cod_agent.environments.base import awaited
     from cod_agent.evaluation.suites import refuse_suite
 
     if split not in SPLITS:
@@ -55,7 +53,7 @@ def worlds(
     if play:
         _play(lived)
         return
-    first = _now(lived.environment.start(lived[0]).reset())
+    first = awaited(lived.environment.start(lived[0]).reset())
     if as_json:
         print_json({"world": lived.environment.name, "prompt": lived[0].prompt, "observation": first.text})
     else:
@@ -88,7 +86,7 @@ def _list(as_json: bool) -> None:
 
 def _play(pack: Pack) -> None:
     """Live a pack with a person as the solver, who may remember what they like."""
-    from cod_agent.environments.base import started
+    from cod_agent.environments.base import awaited, started
 
     carried: Any = None
     say("You are the solver: a line is an answer, without tags. Ctrl-D stops.\n")
@@ -96,7 +94,7 @@ def _play(pack: Pack) -> None:
     for position, task in enumerate(pack, 1):
         say(f"\n---- task {position} of {len(pack)} ----\n")
         session = started(pack.environment, task, carried)
-        seen = _now(session.reset())
+        seen = awaited(session.reset())
         while not seen.done:
             say(seen.text)
             try:
@@ -104,7 +102,7 @@ def _play(pack: Pack) -> None:
             except EOFError:
                 say("\nStopped.")
                 return
-            seen = _now(session.step(_spoken(answer, pack)))
+            seen = awaited(session.step(_spoken(answer, pack)))
         carried = seen.carried
         say(seen.text)
         if seen.feedback:
@@ -118,12 +116,3 @@ def _spoken(answer: str, pack: Pack) -> str:
 
     asked = OPEN in pack[0].prompt and OPEN not in answer
     return f"{OPEN}{answer}{CLOSE}" if asked else answer
-
-
-def _now(seen: Observation | Awaitable[Observation]) -> Observation:
-    """The observation itself, of sessions that are `async`, too."""
-
-    async def wait(waited: Awaitable[Observation]) -> Observation:
-        return await waited
-
-    return asyncio.run(wait(seen)) if inspect.isawaitable(seen) else seen

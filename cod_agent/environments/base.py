@@ -13,6 +13,8 @@ tools gives them by `Session.tools`.
 
 from __future__ import annotations
 
+import asyncio
+import inspect
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Literal, Protocol, get_args, runtime_checkable
 
@@ -81,6 +83,17 @@ def started(environment: Environment, task: Task, carried: Any = None) -> Sessio
     if isinstance(environment, Remembering) and environment.remembers:
         return environment.start(task, carried)
     return environment.start(task)
+
+
+def awaited(seen: Observation | Awaitable[Observation]) -> Observation:
+    """The observation itself, for who is synchronous where a session may not be."""
+    if not inspect.isawaitable(seen):
+        return seen
+
+    async def wait() -> Observation:
+        return await seen
+
+    return asyncio.run(wait())
 
 
 Tool = Callable[..., Any]

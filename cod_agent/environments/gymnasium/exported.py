@@ -10,15 +10,12 @@ is: it goes on from task to task of the pack, and is forgotten when the pack beg
 
 from __future__ import annotations
 
-import asyncio
-import inspect
 import string
-from collections.abc import Awaitable
 from importlib import import_module
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from cod_agent.environments.base import Environment, Form, Session, Split, started
+from cod_agent.environments.base import Environment, Form, Session, Split, awaited, started
 from cod_agent.errors import MissingExtra, UsageError
 from cod_agent.tasks import Observation, Pack
 
@@ -75,13 +72,13 @@ def to_gymnasium(
             if self._position == 0 or wanted is not None:
                 self._carried = None
             self._session = started(environment, pack[self._position], self._carried)
-            seen = _now(self._session.reset())
+            seen = awaited(self._session.reset())
             return seen.text, self._info(seen)
 
         def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
             if self._session is None:
                 raise UsageError("no task is being lived: call reset() before step()")
-            seen = _now(self._session.step(action))
+            seen = awaited(self._session.step(action))
             self._carried = seen.carried if seen.done else self._carried
             reward = seen.feedback.reward if seen.feedback and seen.feedback.reward is not None else 0.0
             return seen.text, float(reward), seen.done, False, self._info(seen)
@@ -142,14 +139,3 @@ def installed() -> ModuleType:
     except ImportError:
         raise MissingExtra("a Gymnasium environment", "gymnasium") from None
     return gymnasium
-
-
-def _now(seen: Observation | Awaitable[Observation]) -> Observation:
-    """The observation itself: Gymnasium is synchronous, sessions may not be."""
-    if not inspect.isawaitable(seen):
-        return seen
-
-    async def wait() -> Observation:
-        return await seen
-
-    return asyncio.run(wait())
